@@ -1,0 +1,141 @@
+"""Backends: who can compute the public ops, and the runtime layout each of them wants its weights in.
+
+A backend is one class in one file. Adding one is that file and one line in `_load`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cache
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmq_kernels.spec import QuantSpec
+
+ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu")
+"""Epilogues that every backend's gemm can fuse; `gelu` is the erf form, `quick_gelu` is x * sigmoid(1.702 x)."""
+
+NAMES = ("cpu", "reference")
+"""Backends in order of preference."""
+
+
+class RuntimeWeight(NamedTuple):
+    """The tensors of one weight in a backend's own layout; `zero` is None for symmetric weights.
+
+    Every backend stores ``scale [groups, >= n]`` in the scale's own dtype and ``zero int32 [groups, words]`` (dense
+    bit streams of n zero points); what `weight` looks like is the backend's affair.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    zero: Tensor | None
+
+
+class PackedWeight(NamedTuple):
+    """The on-disk tensors of one weight (DESIGN 4.1).
+
+    ``words int32 [n, ceil(k*bits/32)]``, ``scale [n, groups]``, ``zero int32 [ceil(n*bits/32), groups]`` or None.
+    """
+
+    words: Tensor
+    scale: Tensor
+    zero: Tensor | None
+
+
+class Backend(ABC):
+    """One way to compute the ops. Shapes, dtypes and values are checked by `mmq_kernels.ops` before a call."""
+
+    name: ClassVar[str]
+    layout: ClassVar[str]
+    """Name of the runtime layout that `prepack` makes."""
+
+    @abstractmethod
+    def why_unavailable(self) -> str | None:
+        """Why this backend cannot be used on this machine, or None."""
+
+    @abstractmethod
+    def why_not(self, op: str, device: torch.device, dtype: torch.dtype | None, layout: str | None) -> str | None:
+        """Why this backend cannot serve such a call, or None. `layout` is that of the weight, where there is one."""
+
+    @abstractmethod
+    def prepack(self, packed: PackedWeight, spec: QuantSpec, n: int, k: int) -> RuntimeWeight:
+        """On-disk tensors -> runtime layout, on the same device."""
+
+    @abstractmethod
+    def unprepack(self, runtime: RuntimeWeight, spec: QuantSpec, n: int, k: int) -> PackedWeight:
+        """The exact inverse of `prepack`."""
+
+    @abstractmethod
+    def gemm(
+        self,
+        x: Tensor,
+        runtime: RuntimeWeight,
+        bias: Tensor | None,
+        spec: QuantSpec,
+        n: int,
+        layout: str,
+        activation: str,
+    ) -> Tensor:
+        """``activation(x [m, k] @ W[n, k]^T + bias [n])`` in x's dtype, accumulated in fp32. x is contiguous."""
+
+    @abstractmethod
+    def dequantize(
+        self, runtime: RuntimeWeight, spec: QuantSpec, n: int, k: int, layout: str, dtype: torch.dtype
+    ) -> Tensor:
+        """``scale * (q - zero)`` as ``[n, k]``, computed in fp32 and rounded once to `dtype`."""
+
+    @abstractmethod
+    def pack(self, codes: Tensor, bits: int) -> Tensor:
+        """Codes uint8 ``[n, k]`` -> dense stream int32 ``[n, ceil(k*bits/32)]``."""
+
+    @abstractmethod
+    def unpack(self, words: Tensor, bits: int, k: int) -> Tensor:
+        """The inverse of `pack`."""
+
+    @abstractmethod
+    def quantize_rtn(self, weight: Tensor, spec: QuantSpec, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+        """Weight ``[n, k]`` -> codes uint8 ``[n, k]``, scale ``[n, groups]``, zero uint8 ``[n, groups]``."""
+
+    @abstractmethod
+    def gptq_block(
+        self,
+        weight: Tensor,
+        hinv: Tensor,
+        scale: Tensor | None,
+        zero: Tensor | None,
+        spec: QuantSpec,
+        scale_dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One block of columns of GPTQ; see `mmq_kernels.ops.gptq_block`."""
+
+
+@cache
+def _load(name: str) -> Backend:
+    if name == "reference":
+        from mmq_kernels.backends.reference import ReferenceBackend
+
+        return ReferenceBackend()
+    if name == "cpu":
+        from mmq_kernels.backends.cpu import CpuBackend
+
+        return CpuBackend()
+    raise ValueError(f"backend must be one of {', '.join(NAMES)}, got {name!r}")
+
+
+def backend(name: str) -> Backend:
+    """The backend of that name, usable or not.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    return _load(name)
+
+
+def backend_of_layout(layout: str) -> Backend:
+    """The backend whose `prepack` makes this layout."""
+    for name in NAMES:
+        if backend(name).layout == layout:
+            return backend(name)
+    raise ValueError(f"layout must be one of {', '.join(backend(n).layout for n in NAMES)}, got {layout!r}")
