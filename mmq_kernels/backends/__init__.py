@@ -33,6 +33,14 @@ class RuntimeWeight(NamedTuple):
     zero: Tensor | None
 
 
+class RuntimeShapes(NamedTuple):
+    """Shapes of the three tensors of a `RuntimeWeight`; `zero` is what it would be for an asymmetric weight."""
+
+    weight: tuple[int, ...]
+    scale: tuple[int, ...]
+    zero: tuple[int, ...]
+
+
 class PackedWeight(NamedTuple):
     """The on-disk tensors of one weight (DESIGN 4.1).
 
@@ -58,6 +66,10 @@ class Backend(ABC):
     @abstractmethod
     def why_not(self, op: str, device: torch.device, dtype: torch.dtype | None, layout: str | None) -> str | None:
         """Why this backend cannot serve such a call, or None. `layout` is that of the weight, where there is one."""
+
+    @abstractmethod
+    def runtime_shapes(self, spec: QuantSpec, n: int, k: int) -> RuntimeShapes:
+        """Shapes of what `prepack` makes."""
 
     @abstractmethod
     def prepack(self, packed: PackedWeight, spec: QuantSpec, n: int, k: int) -> RuntimeWeight:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmq_kernels import backends, packing
-from mmq_kernels.backends import Backend, PackedWeight, RuntimeWeight
+from mmq_kernels.backends import Backend, PackedWeight, RuntimeShapes, RuntimeWeight
 from mmq_kernels.spec import QuantSpec
 
 
@@ -21,6 +21,10 @@ class ReferenceBackend(Backend):
 
     def why_not(self, op: str, device: torch.device, dtype: torch.dtype | None, layout: str | None) -> str | None:
         return None
+
+    def runtime_shapes(self, spec: QuantSpec, n: int, k: int) -> RuntimeShapes:
+        groups = spec.groups(k)
+        return RuntimeShapes((spec.plane_words(k), n), (groups, n), (groups, spec.words(n)))
 
     def prepack(self, packed: PackedWeight, spec: QuantSpec, n: int, k: int) -> RuntimeWeight:
         codes = packing.unpack_stream(packed.words, spec.bits, k)

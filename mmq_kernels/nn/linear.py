@@ -1,0 +1,431 @@
+"""`QuantLinear`: a linear layer whose weight exists only as packed codes.
+
+It holds one runtime layout at a time (made for the backend that serves its device); `state_dict` shows and accepts
+the on-disk tensors of DESIGN 4.1, so a checkpoint does not depend on the machine that wrote it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmq_kernels import backends, ops
+from mmq_kernels.backends import ACTIVATIONS, PackedWeight, RuntimeWeight
+from mmq_kernels.nn.order import check_group_index, group_index, stored_order
+from mmq_kernels.ops.choice import select
+from mmq_kernels.spec import QuantSpec
+
+_RUNTIME = ("weight_runtime", "scale_runtime", "zero_runtime", "perm")
+
+ON_DISK = (
+    "weight_packed",
+    "weight_scale",
+    "weight_zero_point",
+    "weight_shape",
+    "weight_g_idx",
+    "weight_input_scale",
+)
+"""Names a quantized weight has in a checkpoint; the last three are not always there."""
+
+
+class QuantLinear(nn.Module):
+    """``y = activation((x / input_scale) @ W^T + bias)`` with ``W = scale * (q - zero)`` kept packed.
+
+    Built by `from_codes`, or empty (all codes zero) to be filled by `load_state_dict`.
+
+    Args:
+        in_features, out_features: k and n of ``W [n, k]``; any sizes.
+        spec: bits, group size, symmetry.
+        bias: whether a bias ``[n]`` is added.
+        activation: epilogue fused into the kernel; see `mmq_kernels.backends.ACTIVATIONS`.
+        activation_order: whether columns are grouped by a `g_idx` instead of by position.
+        input_scale: whether x is divided by a stored vector ``[k]`` (AWQ scales that nothing could absorb).
+        dtype: of the bias, and what the layer says its weight's dtype is.
+        scale_dtype: of the stored scales.
+
+    Raises:
+        ValueError: naming the argument, its requirement and the value got.
+    """
+
+    weight_runtime: Tensor
+    scale_runtime: Tensor
+    zero_runtime: Tensor | None
+    perm: Tensor | None
+    weight_input_scale: Tensor | None
+    _like: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        spec: QuantSpec,
+        *,
+        bias: bool = True,
+        activation: str = "none",
+        activation_order: bool = False,
+        input_scale: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        scale_dtype: torch.dtype = torch.float16,
+    ) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
+        self.in_features, self.out_features, self.spec = in_features, out_features, spec
+        self.activation, self.activation_order = activation, activation_order
+        device = torch.device(device) if device is not None else torch.get_default_device()
+        self.layout = _layout_for(device)
+        shapes = backends.backend_of_layout(self.layout).runtime_shapes(spec, out_features, in_features)
+        ints = {"dtype": torch.int32, "device": device}
+        self._set_runtime(
+            RuntimeWeight(
+                torch.zeros(shapes.weight, **ints),
+                torch.zeros(shapes.scale, dtype=scale_dtype, device=device),
+                None if spec.symmetric else torch.zeros(shapes.zero, **ints),
+            ),
+            torch.arange(in_features, **ints) if activation_order else None,
+        )
+        scale = torch.ones(in_features, dtype=dtype, device=device) if input_scale else None
+        self.register_buffer("weight_input_scale", scale, persistent=False)
+        self.register_buffer("_like", torch.empty(0, dtype=dtype, device=device), persistent=False)
+        values = torch.zeros(out_features, dtype=dtype, device=device) if bias else None
+        self.register_parameter("bias", None if values is None else nn.Parameter(values, requires_grad=False))
+
+    @classmethod
+    def from_codes(
+        cls,
+        codes: Tensor,
+        scale: Tensor,
+        zero: Tensor | None,
+        spec: QuantSpec,
+        *,
+        bias: Tensor | None = None,
+        g_idx: Tensor | None = None,
+        input_scale: Tensor | None = None,
+        activation: str = "none",
+        dtype: torch.dtype | None = None,
+    ) -> QuantLinear:
+        """A layer from its codes.
+
+        Args:
+            codes: uint8 ``[n, k]``, columns in input order.
+            scale: ``[n, groups]``; its dtype is kept.
+            zero: uint8 ``[n, groups]``; ignored (may be None) when `spec` is symmetric.
+            bias: ``[n]``.
+            g_idx: int32 ``[k]``, the group of each column (activation order).
+            input_scale: ``[k]``.
+            dtype: see the class; default the bias' dtype, else the scale's.
+        """
+        zero_words = None
+        if not spec.symmetric:
+            if zero is None:
+                raise ValueError("zero must be given for an asymmetric weight, got None")
+            zero_words = ops.pack(zero.t().contiguous(), spec.bits).t().contiguous()
+        n, k = codes.shape
+        tensors = {
+            "weight_packed": ops.pack(codes, spec.bits),
+            "weight_scale": scale,
+            "weight_shape": torch.tensor([n, k]),
+        }
+        optional = {
+            "weight_zero_point": zero_words,
+            "weight_g_idx": g_idx,
+            "weight_input_scale": input_scale,
+            "bias": bias,
+        }
+        tensors |= {name: tensor for name, tensor in optional.items() if tensor is not None}
+        return cls.from_tensors(tensors, spec, activation=activation, dtype=dtype)
+
+    @classmethod
+    def from_tensors(
+        cls,
+        tensors: Mapping[str, Tensor],
+        spec: QuantSpec,
+        *,
+        activation: str = "none",
+        dtype: torch.dtype | None = None,
+    ) -> QuantLinear:
+        """A layer from its on-disk tensors (DESIGN 4.1) and optionally "bias".
+
+        Raises:
+            ValueError: for a missing or malformed tensor, naming it.
+        """
+        for name in ("weight_packed", "weight_scale", "weight_shape"):
+            if name not in tensors:
+                raise ValueError(f"{name} must be among the tensors of a quantized layer, got {sorted(tensors)}")
+        shape = tensors["weight_shape"]
+        if shape.numel() != 2 or int(shape.min()) < 1:
+            raise ValueError(f"weight_shape must hold two positive sizes n, k, got {shape.tolist()}")
+        n, k = (int(size) for size in shape)
+        bias = tensors.get("bias")
+        scale = tensors["weight_scale"]
+        layer = cls(
+            k,
+            n,
+            spec,
+            bias=bias is not None,
+            activation=activation,
+            activation_order="weight_g_idx" in tensors,
+            input_scale="weight_input_scale" in tensors,
+            device="meta",
+            dtype=dtype or (bias if bias is not None else scale).dtype,
+            scale_dtype=scale.dtype,
+        )
+        layer._accept(tensors)
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.to(layer.dtype), requires_grad=False)
+        layer._like = torch.empty(0, dtype=layer.dtype, device=scale.device)
+        return layer
+
+    # --- what the layer is ------------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        return self.weight_runtime.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the dtype of the weight would be, were it dense; follows `.to(dtype)`."""
+        return self._like.dtype
+
+    @property
+    def weight(self) -> Tensor:
+        """Shape and dtype of the weight as a tensor without data (device "meta"): there is no dense weight.
+
+        Model code that looks at ``layer.weight.dtype`` keeps working; use `dequantize` for values.
+        """
+        return torch.empty(self.out_features, self.in_features, dtype=self.dtype, device="meta")
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that serves this layer now."""
+        return select("gemm", self.device, spec=self.spec, dtype=self.dtype, layout=self.layout).backend
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes held for the weight: words, scales, zero points, column order and input scale (not the bias)."""
+        held = [getattr(self, name) for name in (*_RUNTIME, "weight_input_scale")]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held if tensor is not None)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bits={self.spec.bits}, "
+            f"group_size={self.spec.group_size}, symmetric={self.spec.symmetric}, bias={self.bias is not None}, "
+            f"activation={self.activation}, layout={self.layout}"
+        )
+
+    # --- what it computes -------------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x ``[..., k]`` in fp16, bf16 or fp32 -> ``[..., n]`` in the same dtype (autocast's, where it is on)."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        return torch.ops.mmq.gemm(
+            x,
+            self.weight_runtime,
+            self.scale_runtime,
+            self.zero_runtime,
+            self.perm,
+            self.weight_input_scale,
+            self.bias,
+            self.spec.bits,
+            self.spec.group_size,
+            self.out_features,
+            self.in_features,
+            self.layout,
+            self.activation,
+        )
+
+    def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The dense weight ``scale * (q - zero)``, ``[n, k]``, columns in input order, without the input scale."""
+        return ops.dequantize(
+            *(self._runtime()),
+            self.perm,
+            self.spec.bits,
+            self.spec.group_size,
+            self.out_features,
+            self.in_features,
+            self.layout,
+            dtype,
+        )
+
+    # --- layouts ----------------------------------------------------------------------------------------------------
+
+    def prepack(self, backend: str | None = None) -> QuantLinear:
+        """Bring the weight into the layout of `backend` (default: the one chosen for the layer's device).
+
+        Raises:
+            ValueError: for an unknown backend.
+            RuntimeError: for one that cannot be used on this device.
+        """
+        if backend is None:
+            layout = _layout_for(self.device)
+        else:
+            with ops.use_backend(backend):
+                layout = _layout_for(self.device)
+        if layout != self.layout:
+            self._set_packed(self._packed(), self.perm, layout)
+        return self
+
+    def on_disk(self) -> dict[str, Tensor]:
+        """The tensors of this weight as a checkpoint holds them (DESIGN 4.1), bias not included."""
+        packed = self._packed()
+        tensors = {"weight_packed": packed.words, "weight_scale": packed.scale}
+        if packed.zero is not None:
+            tensors["weight_zero_point"] = packed.zero
+        tensors["weight_shape"] = torch.tensor([self.out_features, self.in_features])
+        if self.perm is not None:
+            tensors["weight_packed"] = self._reorder(packed.words, torch.argsort(self.perm))
+            tensors["weight_g_idx"] = group_index(self.perm, self.spec)
+        if self.weight_input_scale is not None:
+            tensors["weight_input_scale"] = self.weight_input_scale
+        return tensors
+
+    def _runtime(self) -> RuntimeWeight:
+        return RuntimeWeight(self.weight_runtime, self.scale_runtime, self.zero_runtime)
+
+    def _set_runtime(self, runtime: RuntimeWeight, perm: Tensor | None) -> None:
+        for name, tensor in zip(_RUNTIME, (*runtime, perm), strict=True):
+            self.register_buffer(name, tensor, persistent=False)
+
+    def _packed(self) -> PackedWeight:
+        """The on-disk tensors, columns in stored order."""
+        owner = backends.backend_of_layout(self.layout)
+        return owner.unprepack(self._runtime(), self.spec, self.out_features, self.in_features)
+
+    def _set_packed(self, packed: PackedWeight, perm: Tensor | None, layout: str) -> None:
+        self.layout = layout
+        owner = backends.backend_of_layout(layout)
+        self._set_runtime(owner.prepack(packed, self.spec, self.out_features, self.in_features), perm)
+
+    def _reorder(self, words: Tensor, columns: Tensor) -> Tensor:
+        """Words of the same codes with their columns taken in another order."""
+        codes = ops.unpack(words, self.spec.bits, self.in_features)
+        return ops.pack(codes[:, columns.long()].contiguous(), self.spec.bits)
+
+    def _accept(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over on-disk tensors, checking each."""
+        n, k, spec = self.out_features, self.in_features, self.spec
+        groups = spec.groups(k)
+        expected: dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]] = {
+            "weight_packed": ((n, spec.words(k)), (torch.int32,)),
+            "weight_scale": ((n, groups), (torch.float16, torch.bfloat16, torch.float32)),
+            "weight_shape": ((2,), (torch.int64,)),
+        }
+        if not spec.symmetric:
+            expected["weight_zero_point"] = ((spec.words(n), groups), (torch.int32,))
+        if self.activation_order:
+            expected["weight_g_idx"] = ((k,), (torch.int32,))
+        if self.weight_input_scale is not None:
+            expected["weight_input_scale"] = ((k,), (torch.float16, torch.bfloat16, torch.float32))
+        for name, (shape, dtypes) in expected.items():
+            if name not in tensors:
+                raise ValueError(f"{name} must be among the tensors of the layer, got {sorted(tensors)}")
+            tensor = tensors[name]
+            if tuple(tensor.shape) != shape:
+                raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
+            if tensor.dtype not in dtypes:
+                raise ValueError(f"{name} must be {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
+        if tensors["weight_shape"].tolist() != [n, k]:
+            raise ValueError(f"weight_shape must be [{n}, {k}], got {tensors['weight_shape'].tolist()}")
+        scale = tensors["weight_scale"]
+        if not bool(torch.isfinite(scale).all()):
+            raise ValueError("weight_scale must be finite, got NaN or infinity")
+        words, perm = tensors["weight_packed"], None
+        if self.activation_order:
+            check_group_index(tensors["weight_g_idx"], spec)
+            perm = stored_order(tensors["weight_g_idx"])
+            words = self._reorder(words, perm)
+        if self.weight_input_scale is not None:
+            input_scale = tensors["weight_input_scale"]
+            if not bool((torch.isfinite(input_scale) & (input_scale > 0)).all()):
+                raise ValueError("weight_input_scale must be finite and positive, got another value")
+            self.weight_input_scale = input_scale
+        packed = PackedWeight(words, scale, tensors.get("weight_zero_point") if not spec.symmetric else None)
+        self._set_packed(packed, perm, _layout_for(words.device))
+
+    # --- torch's machinery ------------------------------------------------------------------------------------------
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
+        """`.to()` and friends: devices change the layout; a change of dtype leaves codes, scales and zeros alone."""
+        runtime, perm, layout = self._runtime(), self.perm, self.layout
+        for name in _RUNTIME:
+            self._buffers.pop(name)
+        super()._apply(fn, recurse)
+        target = self._like.device
+        if target == runtime.weight.device:
+            self._set_runtime(RuntimeWeight(*(_moved(t, fn) for t in runtime)), _moved(perm, fn))
+            return self
+        self._set_runtime(runtime, perm)
+        new_layout = _layout_for(target)
+        if "meta" in (target.type, runtime.weight.device.type):
+            owner = backends.backend_of_layout(new_layout)
+            shapes = owner.runtime_shapes(self.spec, self.out_features, self.in_features)
+            empty = [
+                None if t is None else torch.empty(shape, dtype=t.dtype, device=target)
+                for t, shape in zip(runtime, shapes, strict=True)
+            ]
+            self.layout = new_layout
+            self._set_runtime(RuntimeWeight(*empty), _moved(perm, fn))  # type: ignore[arg-type]
+        elif new_layout == layout:
+            self._set_runtime(RuntimeWeight(*(_moved(t, fn) for t in runtime)), _moved(perm, fn))
+        else:
+            packed = PackedWeight(*(None if t is None else t.to(target) for t in self._packed()))  # type: ignore[arg-type]
+            self._set_packed(packed, _moved(perm, fn), new_layout)
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[misc]
+        for name, tensor in self.on_disk().items():
+            destination[prefix + name] = tensor
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Tensor],
+        prefix: str,
+        local_metadata: Mapping[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        ours = {name: state_dict[prefix + name] for name in ON_DISK if prefix + name in state_dict}
+        rest = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in ours}
+        super()._load_from_state_dict(
+            rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        if "weight_packed" not in ours:
+            missing_keys.append(prefix + "weight_packed")
+            return
+        try:
+            device = self.device
+            self._accept({name: t if device.type == "meta" else t.to(device) for name, t in ours.items()})
+        except ValueError as error:
+            error_msgs.append(f"{prefix.rstrip('.')}: {error}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Pickles and copies carry the on-disk tensors: the runtime layout belongs to the machine."""
+        state = self.__dict__.copy()
+        state["_buffers"] = {name: t for name, t in self._buffers.items() if name not in _RUNTIME}
+        state["_packed_state"] = (tuple(self._packed()), self.perm)
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        packed, perm = state.pop("_packed_state")
+        super().__setstate__(state)
+        self._set_packed(PackedWeight(*packed), perm, _layout_for(packed[0].device))
+
+
+def _layout_for(device: torch.device) -> str:
+    return backends.backend(select("prepack", device).backend).layout
+
+
+def _moved(tensor: Tensor | None, fn: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """`fn` applied, but for a change of dtype."""
+    if tensor is None:
+        return None
+    moved = fn(tensor)
+    return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)

@@ -1,0 +1,333 @@
+"""The public ops, ``torch.ops.mmq.*``: schemas, fakes, gradients, and the functions Python calls.
+
+A weight travels as its runtime tensors plus the plain numbers that give them a meaning (bits, group_size, n, k and
+the layout's name); `RuntimeWeight` and `QuantLinear` keep them together. Every function here checks its arguments
+(`checks.py`), asks `choice.py` for a backend and calls it; nothing else in the package talks to a backend's kernels.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmq_kernels import backends
+from mmq_kernels.backends import RuntimeWeight
+from mmq_kernels.ops import checks
+from mmq_kernels.ops.choice import Choice, explain_all, select, use_backend
+from mmq_kernels.spec import QuantSpec
+
+__all__ = [
+    "Choice",
+    "dequantize",
+    "explain_all",
+    "gemm",
+    "gptq_block",
+    "pack",
+    "quantize_rtn",
+    "select",
+    "unpack",
+    "use_backend",
+]
+
+_WEIGHT = "Tensor weight, Tensor scale, Tensor? zero, Tensor? perm"
+_NUMBERS = "int bits, int group_size, int n, int k, str layout"
+
+_library = torch.library.Library("mmq", "DEF")
+_library.define(
+    f"gemm(Tensor x, {_WEIGHT}, Tensor? input_scale, Tensor? bias, {_NUMBERS}, str activation) -> Tensor"
+)
+_library.define(f"dequantize({_WEIGHT}, {_NUMBERS}, ScalarType dtype) -> Tensor")
+_library.define("pack(Tensor codes, int bits) -> Tensor")
+_library.define("unpack(Tensor words, int bits, int k) -> Tensor")
+_library.define(
+    "quantize_rtn(Tensor weight, int bits, int group_size, bool symmetric, ScalarType scale_dtype)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+_library.define(
+    "gptq_block(Tensor weight, Tensor hinv, Tensor? scale, Tensor? zero, int bits, int group_size,"
+    " bool symmetric, ScalarType scale_dtype) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+# --- gemm -------------------------------------------------------------------------------------------------------------
+
+
+def gemm(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    perm: Tensor | None,
+    input_scale: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    group_size: int,
+    n: int,
+    k: int,
+    layout: str,
+    activation: str = "none",
+) -> Tensor:
+    """``y = activation((x / input_scale)[..., perm] @ W^T + bias)``, accumulated in fp32.
+
+    Args:
+        x: ``[..., k]``, fp16, bf16 or (CPU, reference) fp32; any leading dims, any number of rows, 0 included.
+        weight, scale, zero: runtime tensors of W ``[n, k]`` as a backend's `prepack` made them; zero None: symmetric.
+        perm: int32 ``[k]``, the input column that each stored column multiplies (activation order), or None.
+        input_scale: ``[k]`` divisor of x, or None.
+        bias: ``[n]``, or None.
+        activation: none, relu, gelu, gelu_tanh, quick_gelu or silu.
+
+    Returns:
+        ``[..., n]`` in x's dtype.
+
+    Raises:
+        ValueError: naming the argument, its requirement and the value got.
+        RuntimeError: when a forced backend cannot serve the call.
+    """
+    return torch.ops.mmq.gemm(
+        x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation
+    )
+
+
+def _gemm(x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation):
+    spec = checks.gemm(x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation)
+    choice = select("gemm", x.device, spec=spec, dtype=x.dtype, layout=layout, n=n, k=k)
+    rows = x.reshape(-1, k)
+    if input_scale is not None:
+        rows = rows / input_scale.to(x.dtype)
+    if perm is not None:
+        rows = rows.index_select(1, perm)
+    runtime = RuntimeWeight(weight, scale, zero)
+    y = backends.backend(choice.backend).gemm(rows.contiguous(), runtime, bias, spec, n, layout, activation)
+    return y.view(*x.shape[:-1], n)
+
+
+def _gemm_fake(x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation):
+    checks.gemm(x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation)
+    return x.new_empty(*x.shape[:-1], n)
+
+
+def _gemm_setup(ctx, inputs, output) -> None:
+    x, weight, scale, zero, perm, input_scale, bias, *numbers, activation = inputs
+    needs_x = activation != "none"
+    ctx.save_for_backward(x if needs_x else None, weight, scale, zero, perm, input_scale, bias)
+    ctx.numbers, ctx.activation = tuple(numbers), activation
+
+
+def _gemm_backward(ctx, grad):
+    """Gradients of x and bias; the packed weight is a constant."""
+    x, weight, scale, zero, perm, input_scale, bias = ctx.saved_tensors
+    if ctx.activation != "none":
+        plain = torch.ops.mmq.gemm(x, weight, scale, zero, perm, input_scale, bias, *ctx.numbers, "none")
+        grad = _activation_backward(grad, plain, ctx.activation)
+    grad_x = grad_bias = None
+    if ctx.needs_input_grad[0]:
+        dense = torch.ops.mmq.dequantize(weight, scale, zero, perm, *ctx.numbers, grad.dtype)
+        grad_x = grad @ dense
+        if input_scale is not None:
+            grad_x = grad_x / input_scale.to(grad.dtype)
+    if bias is not None and ctx.needs_input_grad[6]:
+        grad_bias = grad.reshape(-1, grad.shape[-1]).float().sum(0).to(bias.dtype)
+    return grad_x, None, None, None, None, None, grad_bias, None, None, None, None, None, None
+
+
+def _activation_backward(grad: Tensor, plain: Tensor, activation: str) -> Tensor:
+    """Gradient with respect to the epilogue's input `plain`."""
+    if activation == "relu":
+        return torch.ops.aten.threshold_backward(grad, plain, 0)
+    if activation == "gelu":
+        return torch.ops.aten.gelu_backward(grad, plain)
+    if activation == "gelu_tanh":
+        return torch.ops.aten.gelu_backward(grad, plain, approximate="tanh")
+    if activation == "silu":
+        return torch.ops.aten.silu_backward(grad, plain)
+    sigmoid = torch.sigmoid(1.702 * plain)
+    return grad * sigmoid * (1 + 1.702 * plain * (1 - sigmoid))
+
+
+# --- dequantize -------------------------------------------------------------------------------------------------------
+
+
+def dequantize(
+    weight: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    perm: Tensor | None,
+    bits: int,
+    group_size: int,
+    n: int,
+    k: int,
+    layout: str,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """``W = scale * (q - zero)`` as ``[n, k]``, columns in input order, rounded once to `dtype`.
+
+    Raises:
+        ValueError: naming the argument, its requirement and the value got.
+    """
+    return torch.ops.mmq.dequantize(weight, scale, zero, perm, bits, group_size, n, k, layout, dtype)
+
+
+def _dequantize(weight, scale, zero, perm, bits, group_size, n, k, layout, dtype):
+    spec = checks.dequantize(weight, scale, zero, perm, bits, group_size, n, k, layout, dtype)
+    choice = select("dequantize", weight.device, spec=spec, dtype=dtype, layout=layout, n=n, k=k)
+    runtime = RuntimeWeight(weight, scale, zero)
+    dense = backends.backend(choice.backend).dequantize(runtime, spec, n, k, layout, dtype)
+    if perm is None:
+        return dense
+    return torch.empty_like(dense).index_copy_(1, perm.long(), dense)
+
+
+def _dequantize_fake(weight, scale, zero, perm, bits, group_size, n, k, layout, dtype):
+    checks.dequantize(weight, scale, zero, perm, bits, group_size, n, k, layout, dtype)
+    return weight.new_empty(n, k, dtype=dtype)
+
+
+# --- pack, unpack -----------------------------------------------------------------------------------------------------
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """Codes uint8 ``[n, k]``, each below ``2**bits`` -> dense LSB-first words int32 ``[n, ceil(k*bits/32)]``.
+
+    Raises:
+        ValueError: for another dtype or rank, bits outside 2..8, or a code that does not fit.
+    """
+    return torch.ops.mmq.pack(codes, bits)
+
+
+def _pack(codes, bits):
+    checks.pack(codes, bits)
+    if codes.numel() and int(codes.max()) >> bits:
+        raise ValueError(f"codes must be below 2**{bits}, got {int(codes.max())}")
+    choice = select("pack", codes.device)
+    return backends.backend(choice.backend).pack(codes.contiguous(), bits)
+
+
+def _pack_fake(codes, bits):
+    spec = checks.pack(codes, bits)
+    return codes.new_empty(codes.shape[0], spec.words(codes.shape[1]), dtype=torch.int32)
+
+
+def unpack(words: Tensor, bits: int, k: int) -> Tensor:
+    """Words int32 ``[n, ceil(k*bits/32)]`` -> codes uint8 ``[n, k]``: the inverse of `pack`.
+
+    Raises:
+        ValueError: for another dtype or shape, or bits outside 2..8.
+    """
+    return torch.ops.mmq.unpack(words, bits, k)
+
+
+def _unpack(words, bits, k):
+    checks.unpack(words, bits, k)
+    choice = select("unpack", words.device)
+    return backends.backend(choice.backend).unpack(words.contiguous(), bits, k)
+
+
+def _unpack_fake(words, bits, k):
+    checks.unpack(words, bits, k)
+    return words.new_empty(words.shape[0], k, dtype=torch.uint8)
+
+
+# --- quantizers -------------------------------------------------------------------------------------------------------
+
+
+def quantize_rtn(
+    weight: Tensor, spec: QuantSpec, scale_dtype: torch.dtype = torch.float16
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Round to nearest on each group's min-max grid: ``q = clamp(rint(W / scale) + zero, 0, 2^bits - 1)``.
+
+    Args:
+        weight: ``[n, k]`` fp16, bf16 or fp32, finite.
+        spec: bits, group size, symmetry.
+        scale_dtype: dtype that the scales are rounded to *before* codes are chosen.
+
+    Returns:
+        codes uint8 ``[n, k]``, scale ``[n, groups]``, zero uint8 ``[n, groups]``.
+
+    Raises:
+        ValueError: naming the argument, its requirement and the value got.
+    """
+    return torch.ops.mmq.quantize_rtn(weight, spec.bits, spec.group_size, spec.symmetric, scale_dtype)
+
+
+def _quantize_rtn(weight, bits, group_size, symmetric, scale_dtype):
+    spec = checks.quantize_rtn(weight, bits, group_size, symmetric, scale_dtype)
+    choice = select("quantize_rtn", weight.device, spec=spec, dtype=weight.dtype)
+    return backends.backend(choice.backend).quantize_rtn(weight.contiguous(), spec, scale_dtype)
+
+
+def _quantize_rtn_fake(weight, bits, group_size, symmetric, scale_dtype):
+    spec = checks.quantize_rtn(weight, bits, group_size, symmetric, scale_dtype)
+    n, k = weight.shape
+    groups = spec.groups(k)
+    return (
+        weight.new_empty(n, k, dtype=torch.uint8),
+        weight.new_empty(n, groups, dtype=scale_dtype),
+        weight.new_empty(n, groups, dtype=torch.uint8),
+    )
+
+
+def gptq_block(
+    weight: Tensor,
+    hinv: Tensor,
+    scale: Tensor | None,
+    zero: Tensor | None,
+    spec: QuantSpec,
+    scale_dtype: torch.dtype = torch.float16,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One block of columns of GPTQ: quantize column j, spread its error over the columns to its right in the block.
+
+    For j = 0..B-1: ``q_j = nearest code of w_j``; ``e_j = (w_j - scale * (q_j - zero)) / hinv[j, j]``;
+    ``w_i -= e_j * hinv[j, i]`` for i > j. The caller applies the trailing update ``W_right -= e @ hinv_right``.
+
+    Args:
+        weight: fp32 ``[n, B]``, the block with the errors of earlier blocks already applied; not modified.
+        hinv: fp32 ``[B, B]``, diagonal block of the upper Cholesky factor U of the inverse Hessian (H^-1 = U^T U).
+        scale, zero: ``[n, ceil(B / group_size)]`` (zero uint8), or both None: each group's min-max grid is then
+            found from its current columns when the loop reaches it.
+        spec: bits, group size within the block (-1: one group), symmetry.
+        scale_dtype: dtype of the scales found.
+
+    Returns:
+        codes uint8 ``[n, B]``, errors fp32 ``[n, B]``, scale and zero ``[n, groups]`` (those given, or found).
+
+    Source: Frantar et al., GPTQ (arXiv 2210.17323), algorithm 1.
+
+    Raises:
+        ValueError: naming the argument, its requirement and the value got.
+    """
+    return torch.ops.mmq.gptq_block(
+        weight, hinv, scale, zero, spec.bits, spec.group_size, spec.symmetric, scale_dtype
+    )
+
+
+def _gptq_block(weight, hinv, scale, zero, bits, group_size, symmetric, scale_dtype):
+    spec = checks.gptq_block(weight, hinv, scale, zero, bits, group_size, symmetric, scale_dtype)
+    choice = select("gptq_block", weight.device, spec=spec, dtype=weight.dtype)
+    return backends.backend(choice.backend).gptq_block(weight, hinv, scale, zero, spec, scale_dtype)
+
+
+def _gptq_block_fake(weight, hinv, scale, zero, bits, group_size, symmetric, scale_dtype):
+    spec = checks.gptq_block(weight, hinv, scale, zero, bits, group_size, symmetric, scale_dtype)
+    n, columns = weight.shape
+    groups = spec.groups(columns)
+    dtype = scale_dtype if scale is None else scale.dtype
+    return (
+        weight.new_empty(n, columns, dtype=torch.uint8),
+        weight.new_empty(n, columns),
+        weight.new_empty(n, groups, dtype=dtype),
+        weight.new_empty(n, groups, dtype=torch.uint8),
+    )
+
+
+for _name, _impl, _fake in (
+    ("gemm", _gemm, _gemm_fake),
+    ("dequantize", _dequantize, _dequantize_fake),
+    ("pack", _pack, _pack_fake),
+    ("unpack", _unpack, _unpack_fake),
+    ("quantize_rtn", _quantize_rtn, _quantize_rtn_fake),
+    ("gptq_block", _gptq_block, _gptq_block_fake),
+):
+    _library.impl(_name, _impl, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"mmq::{_name}", _fake, lib=_library)
+torch.library.register_autograd("mmq::gemm", _gemm_backward, setup_context=_gemm_setup, lib=_library)

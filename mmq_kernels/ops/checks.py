@@ -1,0 +1,166 @@
+"""Argument checks of the public ops, shared by the real implementations and the fakes.
+
+Each raises a ValueError that names the argument, what it must be and the value got, before any kernel runs.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmq_kernels.backends import ACTIVATIONS, backend_of_layout
+from mmq_kernels.spec import QuantSpec
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def _require(condition: bool, name: str, requirement: str, got: object) -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {requirement}, got {got}")
+
+
+def _float(name: str, dtype: torch.dtype) -> None:
+    _require(dtype in FLOATS, f"{name} dtype", "float16, bfloat16 or float32", dtype)
+
+
+def _shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    _require(tuple(tensor.shape) == shape, f"{name} shape", str(list(shape)), list(tensor.shape))
+
+
+def _device(name: str, tensor: Tensor, device: torch.device) -> None:
+    _require(tensor.device == device, f"{name} device", str(device), tensor.device)
+
+
+def _sizes(n: int, k: int) -> None:
+    _require(n >= 1, "n", "at least 1", n)
+    _require(k >= 1, "k", "at least 1", k)
+
+
+def _weight(
+    weight: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    perm: Tensor | None,
+    bits: int,
+    group_size: int,
+    n: int,
+    k: int,
+    layout: str,
+) -> QuantSpec:
+    """The runtime tensors of a weight against the numbers that describe them."""
+    spec = QuantSpec(bits, group_size, symmetric=zero is None)
+    _sizes(n, k)
+    shapes = backend_of_layout(layout).runtime_shapes(spec, n, k)
+    _require(weight.dtype == torch.int32, "weight dtype", "int32", weight.dtype)
+    _shape("weight", weight, shapes.weight)
+    _float("scale", scale.dtype)
+    _shape("scale", scale, shapes.scale)
+    _device("scale", scale, weight.device)
+    for name, tensor in (("weight", weight), ("scale", scale), ("zero", zero)):
+        if tensor is not None:
+            _require(tensor.is_contiguous(), name, "contiguous", f"strides {tensor.stride()}")
+    if zero is not None:
+        _require(zero.dtype == torch.int32, "zero dtype", "int32", zero.dtype)
+        _shape("zero", zero, shapes.zero)
+        _device("zero", zero, weight.device)
+    if perm is not None:
+        _require(perm.dtype == torch.int32, "perm dtype", "int32", perm.dtype)
+        _shape("perm", perm, (k,))
+        _device("perm", perm, weight.device)
+    return spec
+
+
+def gemm(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    perm: Tensor | None,
+    input_scale: Tensor | None,
+    bias: Tensor | None,
+    bits: int,
+    group_size: int,
+    n: int,
+    k: int,
+    layout: str,
+    activation: str,
+) -> QuantSpec:
+    spec = _weight(weight, scale, zero, perm, bits, group_size, n, k, layout)
+    _float("x", x.dtype)
+    _require(x.dim() >= 1 and x.shape[-1] == k, "x shape", f"[..., {k}]", list(x.shape))
+    _device("x", x, weight.device)
+    for name, vector, size in (("input_scale", input_scale, k), ("bias", bias, n)):
+        if vector is not None:
+            _float(name, vector.dtype)
+            _shape(name, vector, (size,))
+            _device(name, vector, weight.device)
+    _require(activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}", repr(activation))
+    return spec
+
+
+def dequantize(
+    weight: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    perm: Tensor | None,
+    bits: int,
+    group_size: int,
+    n: int,
+    k: int,
+    layout: str,
+    dtype: torch.dtype,
+) -> QuantSpec:
+    _float("output", dtype)
+    return _weight(weight, scale, zero, perm, bits, group_size, n, k, layout)
+
+
+def pack(codes: Tensor, bits: int) -> QuantSpec:
+    _require(codes.dtype == torch.uint8, "codes dtype", "uint8", codes.dtype)
+    _require(codes.dim() == 2, "codes", "a matrix [n, k]", list(codes.shape))
+    return QuantSpec(bits)
+
+
+def unpack(words: Tensor, bits: int, k: int) -> QuantSpec:
+    spec = QuantSpec(bits)
+    _require(words.dtype == torch.int32, "words dtype", "int32", words.dtype)
+    _require(words.dim() == 2, "words", "a matrix [n, words]", list(words.shape))
+    _require(
+        words.shape[1] == spec.words(k), "words shape", f"[n, {spec.words(k)}] for k = {k}", list(words.shape)
+    )
+    return spec
+
+
+def quantize_rtn(
+    weight: Tensor, bits: int, group_size: int, symmetric: bool, scale_dtype: torch.dtype
+) -> QuantSpec:
+    _float("weight", weight.dtype)
+    _float("scale", scale_dtype)
+    _require(weight.dim() == 2, "weight", "a matrix [n, k]", list(weight.shape))
+    _sizes(*weight.shape)
+    return QuantSpec(bits, group_size, symmetric)
+
+
+def gptq_block(
+    weight: Tensor,
+    hinv: Tensor,
+    scale: Tensor | None,
+    zero: Tensor | None,
+    bits: int,
+    group_size: int,
+    symmetric: bool,
+    scale_dtype: torch.dtype,
+) -> QuantSpec:
+    spec = quantize_rtn(weight, bits, group_size, symmetric, scale_dtype)
+    _require(weight.dtype == torch.float32, "weight dtype", "float32", weight.dtype)
+    _require(hinv.dtype == torch.float32, "hinv dtype", "float32", hinv.dtype)
+    n, columns = weight.shape
+    _shape("hinv", hinv, (columns, columns))
+    _device("hinv", hinv, weight.device)
+    _require((scale is None) == (zero is None), "scale and zero", "both given or both None", "one of them")
+    if scale is not None and zero is not None:
+        _float("scale", scale.dtype)
+        _require(zero.dtype == torch.uint8, "zero dtype", "uint8", zero.dtype)
+        for name, grid in (("scale", scale), ("zero", zero)):
+            _shape(name, grid, (n, spec.groups(columns)))
+            _device(name, grid, weight.device)
+    return spec
