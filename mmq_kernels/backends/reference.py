@@ -47,7 +47,8 @@ class ReferenceBackend(Backend):
         activation: str,
     ) -> Tensor:
         weight = self.dequantize(runtime, spec, n, x.shape[1], layout, torch.float32)
-        y = x.float() @ weight.t()
+        with torch.autocast(x.device.type, enabled=False):  # the caller chose the dtype already
+            y = x.float() @ weight.t()
         if bias is not None:
             y += bias.float()
         return activate(y, activation).to(x.dtype)

@@ -1,0 +1,53 @@
+# Everything runs in a virtual environment that these targets make on a fresh machine: Python, a C++ compiler, and
+# Java for METEOR are all that must be there. `make demo` and `make test` are the two commands to know.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+WORKERS ?= auto
+BIN := $(VENV)/bin
+CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
+FORMATTED := $(filter %.cpp %.h %.inl %.cu %.cuh,$(CSRC))
+
+.PHONY: help setup demo test lint format bench clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
+
+$(VENV)/.python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	touch $@
+
+$(VENV)/.torch: $(VENV)/.python
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(CSRC)
+	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	touch $@
+
+setup: $(VENV)/.installed  ## virtual environment, dependencies, compiled extension
+
+demo: setup  ## quantize the shipped trained VLMs, score them before and after, write demo-out/
+	$(BIN)/mmq demo --out demo-out $(ARGS)
+
+test: setup lint  ## linters, type checks and the test suite
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(FORMATTED)
+
+format: setup  ## rewrite the sources in house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(FORMATTED)
+
+bench: setup  ## microbenchmarks of this machine, appended to benchmarks/results
+	$(BIN)/python benchmarks/bench_cpu.py $(ARGS)
+
+clean:  ## remove what was built; the virtual environment stays
+	rm -rf build dist demo-out *.egg-info mmq_kernels/_C*.so
