@@ -1,0 +1,87 @@
+"""METEOR 1.5 by pycocoevalcap's jar, in a Java process that always ends.
+
+Source: Denkowski and Lavie, "Meteor Universal" (2014); the line protocol is that of the jar's -stdio.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+from pycocoevalcap.meteor import meteor as packaged
+
+from mmq_kernels.eval.errors import DataError
+from mmq_kernels.eval.tokenization import java
+
+_SEPARATOR = " ||| "
+_END_SECONDS = 10.0
+
+
+def meteor_scores(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[float, list[float]]:
+    """METEOR of the corpus and of each hypothesis, all tokenized text.
+
+    Raises:
+        DataError: Java is missing or the scorer stopped.
+    """
+    program = java()
+    if program is None:
+        raise DataError("METEOR needs Java, and no java is on the PATH")
+    folder = Path(packaged.__file__).parent
+    command = [
+        *(program, "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", packaged.METEOR_JAR),
+        *("-", "-", "-stdio", "-l", "en", "-norm"),
+    ]
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        encoding="utf-8",
+    )
+    assert process.stdin is not None and process.stdout is not None  # both were asked for as pipes
+    try:
+        return _converse(process.stdin, process.stdout, hypotheses, references)
+    except (BrokenPipeError, ValueError) as error:
+        raise DataError(f"the METEOR scorer stopped: {error}") from None
+    finally:
+        _end(process)
+
+
+def _converse(
+    question: IO[str], answer: IO[str], hypotheses: Sequence[str], references: Sequence[Sequence[str]]
+) -> tuple[float, list[float]]:
+    def ask(line: str) -> str:
+        question.write(line + "\n")
+        question.flush()
+        return answer.readline().strip()
+
+    statistics = [
+        ask(_SEPARATOR.join(("SCORE", *(_clean(text) for text in texts), _clean(hypothesis))))
+        for hypothesis, texts in zip(hypotheses, references, strict=True)
+    ]
+    first = float(ask(_SEPARATOR.join(("EVAL", *statistics))))
+    scores = [first, *(float(answer.readline()) for _ in hypotheses[1:])]
+    return float(answer.readline()), scores
+
+
+def _clean(text: str) -> str:
+    return " ".join(text.replace("|||", " ").split())
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):  # it may have gone already
+            process.stdin.close()
+    try:
+        process.wait(timeout=_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
