@@ -1,0 +1,89 @@
+"""Train the shipped miniatures: ``python -m mmq_kernels.demo.train --out DIR``.
+
+Three stages: the ViT alone; then, from its weights and side by side in two processes, BLIP-2 on captions and
+questions and BLIP-2 on image-text matching. Everything is generated on the fly from seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch.multiprocessing import get_context
+from transformers import Blip2Processor, PreTrainedModel
+
+from mmq_kernels.demo.architecture import make_processor
+from mmq_kernels.demo.loop import Schedule
+from mmq_kernels.demo.train_blip2 import train_blip2, train_vision
+from mmq_kernels.demo.train_itm import train_itm
+
+VISION = Schedule(steps=1600, batch=32, learning_rate=1.2e-3)
+BLIP2 = Schedule(steps=4000, batch=32, learning_rate=1e-3)
+ITM = Schedule(steps=3000, batch=32, learning_rate=8e-4)
+
+
+def save(model: PreTrainedModel, processor: Blip2Processor, folder: Path) -> None:
+    """Write a model in fp16 with its processor, as `from_pretrained` of transformers 4 and 5 reads them."""
+    half = copy.deepcopy(model).to("cpu", torch.float16)
+    half.config.dtype = torch.float16
+    half.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)  # transformers 4 looks for preprocessor_config.json
+    path = folder / "tokenizer_config.json"
+    described = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    path.write_text(json.dumps(described, indent=2) + "\n")
+
+
+def _train_one(which: str, out: Path, schedule: Schedule, seed: int, device: str, threads: int) -> None:
+    torch.set_num_threads(threads)
+    vision = torch.load(out / "vision.pt", weights_only=True)
+    run, retrieval = (train_blip2, False) if which == "blip2" else (train_itm, True)
+    folder = out / ("blip2-itm" if retrieval else "blip2")
+    store = partial(save, processor=make_processor(retrieval=retrieval), folder=folder)
+    run(vision, schedule, seed=seed, log=out / f"{which}.jsonl", device=device, save=store)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="folder for weights and logs")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the number of steps of every stage")
+    parser.add_argument("--only", choices=("vision", "blip2", "itm"), help="one stage; the others need its weights")
+    arguments = parser.parse_args()
+    out, seed, device = arguments.out, arguments.seed, arguments.device
+    out.mkdir(parents=True, exist_ok=True)
+
+    def scaled(schedule: Schedule) -> Schedule:
+        steps = max(1, round(schedule.steps * arguments.scale))
+        return Schedule(steps, schedule.batch, schedule.learning_rate, min(schedule.warmup, steps // 4 + 1))
+
+    if arguments.only in (None, "vision"):
+        torch.set_num_threads(os.cpu_count() or 1)
+        vision = train_vision(scaled(VISION), seed=seed, log=out / "vision.jsonl", device=device)
+        torch.save(vision, out / "vision.pt")
+    stages = {"blip2": scaled(BLIP2), "itm": scaled(ITM)}
+    if arguments.only:
+        stages = {name: schedule for name, schedule in stages.items() if name == arguments.only}
+    threads = max(1, (os.cpu_count() or 1) // max(1, len(stages)))
+    context = get_context("spawn")
+    workers = [
+        context.Process(target=_train_one, args=(name, out, schedule, seed, device, threads))
+        for name, schedule in stages.items()
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    failed = [name for name, worker in zip(stages, workers, strict=True) if worker.exitcode]
+    if failed:
+        raise SystemExit(f"training of {' and '.join(failed)} failed")
+
+
+if __name__ == "__main__":
+    main()

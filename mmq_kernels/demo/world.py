@@ -1,0 +1,234 @@
+"""The demo's data sets: rendered scenes written in the publishers' own layouts.
+
+==============  =====================================================================================================
+``coco/``       ``annotations/captions_{train,val}2017.json``, ``{train,val}2017/%012d.jpg``
+``vqav2/``      ``questions/v2_OpenEnded_mscoco_{train,val}2014_questions.json``,
+                ``annotations/v2_mscoco_{train,val}2014_annotations.json``,
+                ``{train,val}2014/COCO_{train,val}2014_%012d.jpg``
+``flickr30k/``  ``annotations/flickr30k_{train,test}.json``, ``dataset_flickr30k.json`` (Karpathy's file),
+                ``flickr30k-images/*.jpg``
+==============  =====================================================================================================
+
+No scene is in two splits, and none is one that the shipped models were trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mmq_kernels.demo.samples import JPEG_QUALITY, TRAIN_SEEDS
+from mmq_kernels.demo.scenes import SIDE, Question, Scene, captions, make_scene, questions, render
+
+FORMAT = 1
+"""Raise it when the same arguments begin to write something else."""
+
+MARKER = "world.json"
+"""Written last; a folder that holds it is complete."""
+
+_SPLIT_SEEDS = 10_000_000
+"""Distance between the first seeds of two splits of a world."""
+
+_WORLD_SEEDS = 100_000_000
+_MAX_SEED = TRAIN_SEEDS // _WORLD_SEEDS - 1
+_HUMANS = 10
+
+
+@dataclass(frozen=True)
+class WorldSize:
+    """How much of each data set to write.
+
+    Attributes:
+        train: scenes of each training split (calibration is drawn from these).
+        captions: scenes to caption.
+        vqa_images: scenes asked about, and `questions` on each.
+        gallery: scenes of the retrieval gallery, all told apart by their captions.
+    """
+
+    train: int = 256
+    captions: int = 300
+    vqa_images: int = 300
+    questions: int = 7
+    gallery: int = 500
+
+
+def write_world(folder: str | Path, *, seed: int = 0, size: WorldSize = WorldSize()) -> Path:  # noqa: B008 (frozen)
+    """Write the three data sets under `folder`; nothing to do where the same world stands already.
+
+    Args:
+        folder: made if absent; holds ``coco``, ``vqav2`` and ``flickr30k`` afterwards.
+        seed: 0..8, which world; different seeds share no scene.
+        size: how much of it.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: for a seed out of range.
+        FileExistsError: when `folder` holds something that is not such a world, or another one.
+    """
+    if not 0 <= seed <= _MAX_SEED:
+        raise ValueError(f"seed of a world must be between 0 and {_MAX_SEED}, got {seed}")
+    folder = Path(folder)
+    wanted = {"format": FORMAT, "seed": seed, "size": asdict(size)}
+    if folder.exists() and any(folder.iterdir()):
+        marker = folder / MARKER
+        if marker.is_file() and json.loads(marker.read_text()) == wanted:
+            return folder
+        raise FileExistsError(f"{folder} holds something else than the world asked for; remove it or name another")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        splits = iter(range(6))
+
+        def scenes(count: int) -> list[Scene]:
+            first = seed * _WORLD_SEEDS + next(splits) * _SPLIT_SEEDS
+            return [make_scene(first + i) for i in range(count)]
+
+        _write_coco(beside / "coco", scenes(size.train), scenes(size.captions))
+        _write_vqav2(beside / "vqav2", scenes(size.train), scenes(size.vqa_images), size.questions, seed)
+        first = seed * _WORLD_SEEDS + next(splits) * _SPLIT_SEEDS
+        _write_flickr30k(beside / "flickr30k", scenes(size.train), _distinct(first, size.gallery))
+        (beside / MARKER).write_text(json.dumps(wanted))
+        if folder.exists():
+            folder.rmdir()
+        os.replace(beside, folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def _distinct(first: int, count: int) -> list[Scene]:
+    """`count` scenes from seed `first` on, no two with the same captions."""
+    found: dict[tuple[str, ...], Scene] = {}
+    seed = first
+    while len(found) < count:
+        scene = make_scene(seed)
+        found.setdefault(scene.identity, scene)
+        seed += 1
+    return list(found.values())
+
+
+def _save_image(scene: Scene, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    render(scene).save(path, "JPEG", quality=JPEG_QUALITY, subsampling=0)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value))
+
+
+def _info(what: str) -> dict[str, Any]:
+    return {
+        "description": f"mmq_kernels demo scenes: {what}",
+        "version": str(FORMAT),
+        "year": 2026,
+        "contributor": "mmq_kernels",
+        "url": "",
+        "date_created": "2026/01/01",
+    }
+
+
+_LICENSES = [{"id": 1, "name": "Apache-2.0", "url": "https://www.apache.org/licenses/LICENSE-2.0"}]
+
+
+def _write_coco(folder: Path, train: list[Scene], val: list[Scene]) -> None:
+    number = 0
+    for split, scenes, first in (("train2017", train, 1), ("val2017", val, 500_001)):
+        images, annotations = [], []
+        for image_id, scene in enumerate(scenes, first):
+            name = f"{image_id:012d}.jpg"
+            _save_image(scene, folder / split / name)
+            images.append(
+                {
+                    "id": image_id,
+                    "file_name": name,
+                    "width": SIDE,
+                    "height": SIDE,
+                    "license": 1,
+                    "coco_url": "",
+                    "flickr_url": "",
+                    "date_captured": "2026-01-01 00:00:00",
+                }
+            )
+            for caption in captions(scene):
+                number += 1
+                annotations.append({"id": number, "image_id": image_id, "caption": caption})
+        content = {"info": _info("captions"), "licenses": _LICENSES, "images": images, "annotations": annotations}
+        _write_json(folder / "annotations" / f"captions_{split}.json", content)
+
+
+def _write_vqav2(folder: Path, train: list[Scene], val: list[Scene], asked: int, seed: int) -> None:
+    for split, scenes, first in (("train2014", train, 1), ("val2014", val, 500_001)):
+        common = {
+            "info": _info("visual question answering"),
+            "license": _LICENSES[0],
+            "data_type": "mscoco",
+            "data_subtype": split,
+            "task_type": "Open-Ended",
+        }
+        rng = random.Random(f"world {seed} {split}")
+        texts, answers = [], []
+        for image_id, scene in enumerate(scenes, first):
+            _save_image(scene, folder / split / f"COCO_{split}_{image_id:012d}.jpg")
+            for number, question in enumerate(questions(scene, asked, rng)):
+                key = {"image_id": image_id, "question_id": image_id * 1000 + number}
+                texts.append(key | {"question": question.text})
+                answers.append(key | _annotation(question))
+        _write_json(
+            folder / "questions" / f"v2_OpenEnded_mscoco_{split}_questions.json", common | {"questions": texts}
+        )
+        _write_json(
+            folder / "annotations" / f"v2_mscoco_{split}_annotations.json", common | {"annotations": answers}
+        )
+
+
+def _annotation(question: Question) -> dict[str, Any]:
+    if question.answer in ("yes", "no"):
+        kind = "yes/no"
+    else:
+        kind = "number" if question.kind == "count" else "other"
+    said = [
+        {"answer": question.answer, "answer_confidence": "yes", "answer_id": i + 1} for i in range(_HUMANS)
+    ]
+    return {
+        "question_type": question.kind,
+        "answer_type": kind,
+        "multiple_choice_answer": question.answer,
+        "answers": said,
+    }
+
+
+def _write_flickr30k(folder: Path, train: list[Scene], test: list[Scene]) -> None:
+    karpathy, sentence = [], 0
+    for split, scenes, first in (("train", train, 1), ("test", test, 500_001)):
+        rows = []
+        for image_id, scene in enumerate(scenes, first):
+            name = f"{image_id}.jpg"
+            _save_image(scene, folder / "flickr30k-images" / name)
+            rows.append({"image": f"flickr30k-images/{name}", "caption": list(captions(scene))})
+            sentences = []
+            for caption in captions(scene):
+                tokens = caption.replace(",", "").split()
+                sentences.append({"raw": caption, "tokens": tokens, "imgid": image_id, "sentid": sentence})
+                sentence += 1
+            karpathy.append(
+                {
+                    "filename": name,
+                    "imgid": image_id,
+                    "split": split,
+                    "sentids": [s["sentid"] for s in sentences],
+                    "sentences": sentences,
+                }
+            )
+        _write_json(folder / "annotations" / f"flickr30k_{split}.json", rows)
+    _write_json(folder / "dataset_flickr30k.json", {"dataset": "flickr30k", "images": karpathy})
+
