@@ -111,7 +111,10 @@ def _randomized(model: torch.nn.Module) -> torch.nn.Module:
     with torch.no_grad():
         for parameter in model.parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.mul_(0.5).add_(noise, alpha=0.3 if parameter.dim() > 1 else 0.03)
+            if parameter.dim() > 1:
+                parameter.copy_(0.3 * noise)
+            else:
+                parameter.add_(0.03 * noise)
     return model.eval()
 
 
@@ -232,14 +235,17 @@ def write_vqa(folder: Path, images: int = 4, split: str = "val") -> tuple[Path, 
 
 def write_flickr(folder: Path, images: int = 6, split: str = "test") -> Path:
     """Flickr30k as a list, two captions an image; returns the annotation file."""
-    colors = ("red", "green", "blue", "white", "black")
+    colors, shapes = ("red", "green", "blue", "white", "black"), ("star", "circle", "square")
     names = [f"flickr30k-images/{i}.jpg" for i in range(images)]
     for i, name in enumerate(names):
         write_image(folder / name, seed=200 + i)
     content = [
         {
             "image": name,
-            "caption": [f"A {colors[i % 5]} star.", f"a big {colors[i % 5]} star and {i} left, right"],
+            "caption": [
+                f"A {colors[i % 5]} {shapes[i % 3]}.",
+                f"a big {shapes[i % 3]} and {colors[i % 5]} left, right",
+            ],
         }
         for i, name in enumerate(names)
     ]
