@@ -12,13 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
-
+from mmq_kernels.eval.errors import DataError
 from mmq_kernels.eval.generation import generate
 from mmq_kernels.eval.images import PixelStore
 from mmq_kernels.eval.nll import reference_nll
 from mmq_kernels.eval.prompted import PromptedModel
 from mmq_kernels.eval.protocol import Decoding
+from mmq_kernels.eval.started import Started, start
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Effort:
     """What a run cost.
 
     Attributes:
-        seconds: by stage (`pixels`, `features`, `generate`, `nll`).
+        seconds: by stage (`pixels`, `features`, `prompt`, `nll`, `generate`).
         tokens: generated, end tokens included.
     """
 
@@ -84,7 +84,7 @@ def run_queries(
 
     Args:
         decoding: how answers are generated; None generates none (likelihoods only).
-        batch_size: images, prompts or references a forward pass.
+        batch_size: images or prompts a forward pass.
         progress: called with (queries done, queries in all).
 
     Raises:
@@ -98,20 +98,21 @@ def run_queries(
             features = model.image_features(values)
         place = {path: i for i, path in enumerate(images)}
         rows = [model.encode(queries[q].prompt) for q in members]
-        at = [place[queries[q].image] for q in members]
-        if decoding is not None:
-            with effort.stage("generate"):
-                for part in _batches([len(row) for row in rows], batch_size):
-                    texts, tokens = generate(
-                        model, [rows[i] for i in part], features[[at[i] for i in part]], decoding
-                    )
-                    effort.tokens += tokens
-                    for i, text in zip(part, texts, strict=True):
-                        replies[members[i]].text = text
-        with effort.stage("nll"):
-            _add_likelihoods(
-                model, [queries[q] for q in members], rows, at, features, batch_size, members, replies
-            )
+        for part in _batches([len(row) for row in rows], batch_size):
+            asked = [queries[members[i]] for i in part]
+            answered = [replies[members[i]] for i in part]
+            with effort.stage("prompt"):
+                started = start(
+                    model, [rows[i] for i in part], features[[place[query.image] for query in asked]]
+                )
+            with effort.stage("nll"):
+                _add_likelihoods(model, started, asked, answered)
+            if decoding is not None:
+                with effort.stage("generate"):
+                    texts, tokens = generate(model, started, decoding)
+                effort.tokens += tokens
+                for reply, text in zip(answered, texts, strict=True):
+                    reply.text = text
         done += len(members)
         if progress is not None:
             progress(done, len(queries))
@@ -119,33 +120,21 @@ def run_queries(
 
 
 def _add_likelihoods(
-    model: PromptedModel,
-    queries: Sequence[Query],
-    rows: Sequence[list[int]],
-    at: Sequence[int],
-    features: Tensor,
-    batch_size: int,
-    members: Sequence[int],
-    replies: list[Reply],
+    model: PromptedModel, started: Started, queries: Sequence[Query], replies: Sequence[Reply]
 ) -> None:
-    """Puts the likelihood of every reference into the reply of its query."""
-    pairs = [
-        (i, model.encode_answer(text, after_prompt=query.prompt is not None))
-        for i, query in enumerate(queries)
-        for text in query.references
+    """Adds the likelihood of every reference of `queries` to their `replies`."""
+    references = [
+        [model.encode_answer(text, after_prompt=query.prompt is not None) for text in query.references]
+        for query in queries
     ]
-    for part in _batches([len(rows[i]) + len(tokens) for i, tokens in pairs], batch_size):
-        chosen = [pairs[p] for p in part]
-        sums = reference_nll(
-            model,
-            [rows[i] for i, _ in chosen],
-            [tokens for _, tokens in chosen],
-            features[[at[i] for i, _ in chosen]],
-        )
-        for (i, tokens), nll in zip(chosen, sums, strict=True):
-            reply = replies[members[i]]
-            reply.nll = nll + (reply.nll or 0.0)
-            reply.nll_tokens += len(tokens)
+    if not all(tokens for texts in references for tokens in texts):
+        raise DataError("a reference text has no tokens: its likelihood says nothing")
+    for turn in range(max((len(texts) for texts in references), default=0)):
+        chosen = [texts[turn] if turn < len(texts) else [] for texts in references]
+        for reply, tokens, nll in zip(replies, chosen, reference_nll(started, chosen), strict=True):
+            if tokens:
+                reply.nll = nll + (reply.nll or 0.0)
+                reply.nll_tokens += len(tokens)
 
 
 def _chunks(queries: Sequence[Query], images: int) -> Iterator[tuple[list[Path], list[int]]]:
@@ -154,13 +143,13 @@ def _chunks(queries: Sequence[Query], images: int) -> Iterator[tuple[list[Path],
     for number, query in enumerate(queries):
         by_image.setdefault(query.image, []).append(number)
     paths = list(by_image)
-    for start in range(0, len(paths), images):
-        chunk = paths[start : start + images]
+    for first in range(0, len(paths), images):
+        chunk = paths[first : first + images]
         yield chunk, [number for path in chunk for number in by_image[path]]
 
 
 def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
     """Indices of `lengths` in batches of like length."""
     order = sorted(range(len(lengths)), key=lengths.__getitem__)
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
+    for first in range(0, len(order), size):
+        yield order[first : first + size]

@@ -78,12 +78,18 @@ class PromptedModel:
         return model.language_projection(queries.to(vision.dtype))
 
     def encode(self, text: str | None) -> list[int]:
-        """Image tokens, then the tokens of `text`, or the start token where there is no text."""
+        """Image tokens, then the tokens of `text`, or the start token where there is no text.
+
+        Raises:
+            ModelMismatch: no text, and no start token either.
+        """
         if text is not None:
             tokens = list(self.tokenizer(text)["input_ids"])
         else:
             start = getattr(self.model.config.text_config, "bos_token_id", None)
             tokens = [] if start is None else [start]
+        if not tokens and not self.encoder_decoder:
+            raise ModelMismatch("the language model has no start token to begin a text with")
         return [self.image_token] * self.image_tokens + tokens
 
     def encode_answer(self, text: str, *, after_prompt: bool) -> list[int]:

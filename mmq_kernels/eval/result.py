@@ -40,7 +40,7 @@ class EvalResult:
         samples: questions, captioned images, or images of the gallery.
         seconds: the model's time by stage, and `total` with reading and scoring.
         samples_per_second: over the model's time.
-        tokens_per_second: generated tokens over the time of generation; None where none were generated.
+        tokens_per_second: generated tokens over the time of reading prompts and generating; None without.
         settings: data, prompt, decoding, batch size, tokenization, candidates.
         versions: of the software.
         records: one a sample (retrieval: one an image and one a caption).

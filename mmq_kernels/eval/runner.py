@@ -203,11 +203,13 @@ class _Found:
 def _model_seconds(effort: Effort) -> float:
     """Time of the answers (or rankings); of the likelihoods only where nothing was generated."""
     work = "generate" if effort.tokens else "nll"
-    return sum(effort.seconds.get(stage, 0.0) for stage in ("features", work, "retrieval"))
+    return sum(effort.seconds.get(stage, 0.0) for stage in ("features", "prompt", work, "retrieval"))
 
 
 def _tokens_per_second(effort: Effort) -> float | None:
-    return effort.tokens / max(effort.seconds["generate"], 1e-9) if effort.tokens else None
+    if not effort.tokens:
+        return None
+    return effort.tokens / max(effort.seconds["prompt"] + effort.seconds["generate"], 1e-9)
 
 
 def _protocol(model: Any, task: str, options: EvalOptions) -> Protocol:

@@ -48,7 +48,7 @@ def test_flickr30k_as_a_list(tmp_path: Path) -> None:
     assert len(gallery.images) == 6 and len(gallery.captions) == 12
     assert gallery.image_of[:4] == (0, 0, 1, 1)
     assert gallery.images[1] == tmp_path / "flickr30k-images" / "1.jpg"
-    assert gallery.captions[2] == "A green star."
+    assert gallery.captions[2] == "A green circle."
 
 
 def test_flickr30k_train_has_one_caption_an_entry(tmp_path: Path) -> None:

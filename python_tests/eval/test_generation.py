@@ -12,6 +12,7 @@ from mmq_kernels.eval.generation import generate
 from mmq_kernels.eval.generative import Query, run_queries
 from mmq_kernels.eval.prompted import PromptedModel
 from mmq_kernels.eval.protocol import Decoding, clean_caption, protocol_for
+from mmq_kernels.eval.started import start
 
 QUESTIONS = (
     "Question: what color is the big circle? Short answer:",
@@ -26,15 +27,14 @@ def images(tmp_path: Path) -> list[Path]:
     return [write_image(tmp_path / f"{i}.png", seed=i) for i in range(3)]
 
 
-@pytest.mark.parametrize(("make", "start"), FAMILIES)
+@pytest.mark.parametrize(("make", "bos"), FAMILIES)
 @pytest.mark.parametrize("beams", [1, 5])
-def test_answers_equal_stock_generate(make, start: bool, beams: int, images: list[Path]) -> None:  # type: ignore[no-untyped-def]
-    stock, owner = make(), processor(start)
+def test_answers_equal_stock_generate(make, bos: bool, beams: int, images: list[Path]) -> None:  # type: ignore[no-untyped-def]
+    stock, owner = make(), processor(bos)
     model, pixels = PromptedModel(stock, owner), PixelStore(owner)(images)
     decoding = Decoding(6, beams, min_new_tokens=1, length_penalty=-1.0)
-    texts, tokens = generate(
-        model, [model.encode(text) for text in QUESTIONS], model.image_features(pixels), decoding
-    )
+    started = start(model, [model.encode(text) for text in QUESTIONS], model.image_features(pixels))
+    texts, tokens = generate(model, started, decoding)
     assert 0 < tokens <= 6 * len(texts)
     for i, text in enumerate(QUESTIONS):
         inputs = owner(images=None, text=text, return_tensors="pt")
@@ -44,7 +44,7 @@ def test_answers_equal_stock_generate(make, start: bool, beams: int, images: lis
         inputs["attention_mask"] = torch.cat([torch.ones_like(image_part), inputs["attention_mask"]], 1)
         output = stock.generate(pixel_values=pixels[i : i + 1], **inputs, **decoding.arguments())
         whole = owner.tokenizer.batch_decode(output, skip_special_tokens=True)[0].strip()
-        echo = owner.tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True) if start else ""
+        echo = owner.tokenizer.decode(inputs["input_ids"][0], skip_special_tokens=True) if bos else ""
         assert whole.removeprefix(echo).strip() == texts[i]
 
 
@@ -60,17 +60,17 @@ def test_captioning_equals_stock_generate_without_text(images: list[Path]) -> No
     stock, owner = blip2_opt(), processor()
     model, pixels = PromptedModel(stock, owner), PixelStore(owner)(images)
     decoding = protocol_for(stock, "caption").decoding
-    texts, _ = generate(model, [model.encode(None)] * 3, model.image_features(pixels), decoding)
+    texts, _ = generate(model, start(model, [model.encode(None)] * 3, model.image_features(pixels)), decoding)
     stock_output = stock.generate(pixel_values=pixels, max_new_tokens=30, do_sample=False)
     expected = owner.tokenizer.batch_decode(stock_output, skip_special_tokens=True)
     assert texts == [text.strip() for text in expected]
     assert len(set(texts)) > 1, "the image must matter"
 
 
-@pytest.mark.parametrize(("make", "start"), FAMILIES)
+@pytest.mark.parametrize(("make", "bos"), FAMILIES)
 @pytest.mark.parametrize("beams", [1, 3])
-def test_answers_do_not_depend_on_the_batch(make, start: bool, beams: int, images: list[Path]) -> None:  # type: ignore[no-untyped-def]
-    owner = processor(start)
+def test_answers_do_not_depend_on_the_batch(make, bos: bool, beams: int, images: list[Path]) -> None:  # type: ignore[no-untyped-def]
+    owner = processor(bos)
     model, store = PromptedModel(make(), owner), PixelStore(owner)
     queries = [Query(image, text, ()) for text in QUESTIONS for image in images]
     runs = [
@@ -90,7 +90,7 @@ def test_echoed_prompt_is_cut_in_either_version(images: list[Path], monkeypatch:
     features = model.image_features(PixelStore(owner)(images))
     prompts = [model.encode(text) for text in QUESTIONS]
     decoding = Decoding(4)
-    expected, _ = generate(model, prompts, features, decoding)
+    expected, _ = generate(model, start(model, prompts, features), decoding)
     assert all("question" not in text for text in expected)
     stock = model.language.generate
 
@@ -100,7 +100,7 @@ def test_echoed_prompt_is_cut_in_either_version(images: list[Path], monkeypatch:
         return output[:, width:] if echoed else torch.cat([inputs["input_ids"], output], 1)
 
     monkeypatch.setattr(model.language, "generate", other_version)
-    assert generate(model, prompts, features, decoding)[0] == expected
+    assert generate(model, start(model, prompts, features), decoding)[0] == expected
 
 
 def test_an_image_is_encoded_once_for_all_its_questions(
@@ -133,7 +133,8 @@ def test_tokens_after_the_end_do_not_count(images: list[Path], monkeypatch: pyte
     monkeypatch.setattr(
         model.language, "generate", lambda **inputs: torch.cat([inputs["input_ids"], answers], dim=1)
     )
-    texts, tokens = generate(model, [model.encode(text) for text in QUESTIONS[:2]], features, Decoding(4))
+    started = start(model, [model.encode(text) for text in QUESTIONS[:2]], features)
+    texts, tokens = generate(model, started, Decoding(4))
     assert tokens == 2 + 4
     assert texts == [owner.tokenizer.decode([9]), owner.tokenizer.decode([9, 10, 11])]
 
@@ -143,7 +144,7 @@ def test_a_prompt_without_image_tokens_is_refused(images: list[Path]) -> None:
     model = PromptedModel(blip2_opt(), owner)
     features = model.image_features(PixelStore(owner)(images[:1]))
     with pytest.raises(ModelMismatch, match="holds 0 image tokens where the model expects 3"):
-        generate(model, [[1, 5, 6]], features, Decoding(2))
+        start(model, [[1, 5, 6]], features)
 
 
 def test_model_and_processor_must_agree_about_the_image() -> None:
@@ -158,6 +159,28 @@ def test_model_and_processor_must_agree_about_the_image() -> None:
     model.config.image_token_index = None
     with pytest.raises(ModelMismatch, match="no image_token_index"):
         PromptedModel(model, processor())
+
+
+def test_a_prompt_without_anything_to_begin_with_is_refused() -> None:
+    stock = blip2_opt()
+    stock.config.text_config.bos_token_id = None
+    with pytest.raises(ModelMismatch, match="no start token to begin a text with"):
+        PromptedModel(stock, processor()).encode(None)
+
+
+def test_likelihoods_leave_the_answers_alone(images: list[Path]) -> None:
+    owner = processor()
+    model, store = PromptedModel(blip2_opt(), owner), PixelStore(owner)
+    runs = [
+        run_queries(
+            model, [Query(image, text, references) for text in QUESTIONS for image in images], store,
+            decoding=Decoding(5, 3), batch_size=4,
+        )[0]
+        for references in ((), ("red",), ("a big red star and a circle", "two", "no"))
+    ]  # fmt: skip
+    assert [reply.text for reply in runs[0]] == [reply.text for reply in runs[1]]
+    assert [reply.text for reply in runs[0]] == [reply.text for reply in runs[2]]
+    assert runs[0][0].nll is None and runs[1][0].nll_tokens == 1 and runs[2][0].nll_tokens == 9
 
 
 def test_a_retrieval_model_does_not_generate() -> None:

@@ -10,6 +10,7 @@ from mmq_kernels.eval import DataError, PixelStore
 from mmq_kernels.eval.generative import Query, run_queries
 from mmq_kernels.eval.nll import reference_nll
 from mmq_kernels.eval.prompted import PromptedModel
+from mmq_kernels.eval.started import start
 
 PROMPTS = (
     "Question: how many? Short answer:",
@@ -34,9 +35,9 @@ def _by_hand(model: PromptedModel, prompt: list[int], answer: list[int], pixels:
     return total
 
 
-@pytest.mark.parametrize(("make", "start"), FAMILIES)
-def test_nll_equals_a_computation_by_hand(make, start: bool, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    owner = processor(start)
+@pytest.mark.parametrize(("make", "bos"), FAMILIES)
+def test_nll_equals_a_computation_by_hand(make, bos: bool, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    owner = processor(bos)
     model = PromptedModel(make(), owner)
     pixels = PixelStore(owner)([write_image(tmp_path / f"{i}.png", seed=i) for i in range(3)])
     prompts = [model.encode(text) for text in PROMPTS]
@@ -48,9 +49,15 @@ def test_nll_equals_a_computation_by_hand(make, start: bool, tmp_path: Path) -> 
     with torch.no_grad():
         expected = [_by_hand(model, prompts[i], answers[i], pixels[i : i + 1]) for i in range(3)]
     features = model.image_features(pixels)
-    together = reference_nll(model, prompts, answers, features)
+    started = start(model, prompts, features)
+    together = reference_nll(started, answers)
+    assert reference_nll(started, answers[::-1]) != pytest.approx(together)
+    assert reference_nll(started, answers) == pytest.approx(together), (
+        "reading one reference must leave no trace"
+    )
     alone = [
-        reference_nll(model, prompts[i : i + 1], answers[i : i + 1], features[i : i + 1])[0] for i in range(3)
+        reference_nll(start(model, prompts[i : i + 1], features[i : i + 1]), answers[i : i + 1])[0]
+        for i in range(3)
     ]
     assert together == pytest.approx(expected, rel=1e-4)
     assert alone == pytest.approx(expected, rel=1e-4)
@@ -62,7 +69,9 @@ def test_references_of_a_query_are_summed(tmp_path: Path) -> None:
     image = write_image(tmp_path / "a.png", seed=1)
     run = {"decoding": None, "batch_size": 2}
     each = run_queries(model, [Query(image, None, (text,)) for text in ANSWERS], store, **run)[0]
-    (both,), effort = run_queries(model, [Query(image, None, ANSWERS)], store, **run)
+    unequal = [Query(image, None, ANSWERS[:1]), Query(image, None, ANSWERS), Query(image, None, ())]
+    (one, both, none), effort = run_queries(model, unequal, store, **run)
+    assert (one.nll_tokens, none.nll) == (1, None)
     assert both.text is None and effort.tokens == 0
     assert both.nll_tokens == sum(reply.nll_tokens for reply in each) == 12
     assert both.nll == pytest.approx(sum(reply.nll for reply in each), rel=1e-5)
@@ -74,7 +83,7 @@ def test_the_image_matters(tmp_path: Path) -> None:
     features = model.image_features(
         PixelStore(owner)([write_image(tmp_path / f"{i}.png", seed=i) for i in range(2)])
     )
-    one, other = reference_nll(model, [model.encode(None)] * 2, [[9, 10]] * 2, features)
+    one, other = reference_nll(start(model, [model.encode(None)] * 2, features), [[9, 10]] * 2)
     assert abs(one - other) > 1e-3
 
 
