@@ -60,7 +60,10 @@ def train(
     """
     matrices = [p for p in modules.parameters() if p.requires_grad and p.dim() > 1]
     vectors = [p for p in modules.parameters() if p.requires_grad and p.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": schedule.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": schedule.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.98))
     modules.train()
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -205,7 +205,10 @@ def _descriptions(scene: Scene, thing: SceneObject, hidden: str) -> list[str]:
     out = []
     for chosen in choices:
         values = [getattr(thing, a) for a in chosen]
-        if sum(all(getattr(o, a) == v for a, v in zip(chosen, values, strict=True)) for o in scene.objects) == 1:
+        if (
+            sum(all(getattr(o, a) == v for a, v in zip(chosen, values, strict=True)) for o in scene.objects)
+            == 1
+        ):
             out.append(" ".join(values) + ("" if "shape" in chosen else " object"))
     return out
 

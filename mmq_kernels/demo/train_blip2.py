@@ -41,7 +41,14 @@ def train_vision(schedule: Schedule, *, seed: int, log: Path, device: str) -> di
         features = vit(pixels(scenes).to(device)).last_hidden_state[:, 1:]
         return {"patch": head(features, patch_labels(scenes).to(device))}
 
-    train(nn.ModuleDict({"vit": vit, "head": head}), losses, schedule, name="vision", log=log, snapshot=lambda: None)
+    train(
+        nn.ModuleDict({"vit": vit, "head": head}),
+        losses,
+        schedule,
+        name="vision",
+        log=log,
+        snapshot=lambda: None,
+    )
     return {name: tensor.cpu() for name, tensor in vit.state_dict().items()}
 
 

@@ -14,7 +14,6 @@ No scene is in two splits, and none is one that the shipped models were trained 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import random
@@ -59,7 +58,7 @@ class WorldSize:
     gallery: int = 500
 
 
-def write_world(folder: str | Path, *, seed: int = 0, size: WorldSize = WorldSize()) -> Path:  # noqa: B008 (frozen)
+def write_world(folder: str | Path, *, seed: int = 0, size: WorldSize = WorldSize()) -> Path:
     """Write the three data sets under `folder`; nothing to do where the same world stands already.
 
     Args:
@@ -82,7 +81,9 @@ def write_world(folder: str | Path, *, seed: int = 0, size: WorldSize = WorldSiz
         marker = folder / MARKER
         if marker.is_file() and json.loads(marker.read_text()) == wanted:
             return folder
-        raise FileExistsError(f"{folder} holds something else than the world asked for; remove it or name another")
+        raise FileExistsError(
+            f"{folder} holds something else than the world asked for; remove it or name another"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -162,7 +163,12 @@ def _write_coco(folder: Path, train: list[Scene], val: list[Scene]) -> None:
             for caption in captions(scene):
                 number += 1
                 annotations.append({"id": number, "image_id": image_id, "caption": caption})
-        content = {"info": _info("captions"), "licenses": _LICENSES, "images": images, "annotations": annotations}
+        content = {
+            "info": _info("captions"),
+            "licenses": _LICENSES,
+            "images": images,
+            "annotations": annotations,
+        }
         _write_json(folder / "annotations" / f"captions_{split}.json", content)
 
 
@@ -184,7 +190,8 @@ def _write_vqav2(folder: Path, train: list[Scene], val: list[Scene], asked: int,
                 texts.append(key | {"question": question.text})
                 answers.append(key | _annotation(question))
         _write_json(
-            folder / "questions" / f"v2_OpenEnded_mscoco_{split}_questions.json", common | {"questions": texts}
+            folder / "questions" / f"v2_OpenEnded_mscoco_{split}_questions.json",
+            common | {"questions": texts},
         )
         _write_json(
             folder / "annotations" / f"v2_mscoco_{split}_annotations.json", common | {"annotations": answers}
@@ -231,4 +238,3 @@ def _write_flickr30k(folder: Path, train: list[Scene], test: list[Scene]) -> Non
             )
         _write_json(folder / "annotations" / f"flickr30k_{split}.json", rows)
     _write_json(folder / "dataset_flickr30k.json", {"dataset": "flickr30k", "images": karpathy})
-

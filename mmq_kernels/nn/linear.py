@@ -155,7 +155,9 @@ class QuantLinear(nn.Module):
         """
         for name in ("weight_packed", "weight_scale", "weight_shape"):
             if name not in tensors:
-                raise ValueError(f"{name} must be among the tensors of a quantized layer, got {sorted(tensors)}")
+                raise ValueError(
+                    f"{name} must be among the tensors of a quantized layer, got {sorted(tensors)}"
+                )
         shape = tensors["weight_shape"]
         if shape.numel() != 2 or int(shape.min()) < 1:
             raise ValueError(f"weight_shape must hold two positive sizes n, k, got {shape.tolist()}")

@@ -13,13 +13,14 @@ from torch import Tensor
 from mmq_kernels import backends
 from mmq_kernels.backends import RuntimeWeight
 from mmq_kernels.ops import checks
-from mmq_kernels.ops.choice import Choice, explain_all, select, use_backend
+from mmq_kernels.ops.choice import Choice, explain_all, forced_backend, select, use_backend
 from mmq_kernels.spec import QuantSpec
 
 __all__ = [
     "Choice",
     "dequantize",
     "explain_all",
+    "forced_backend",
     "gemm",
     "gptq_block",
     "pack",
@@ -90,7 +91,9 @@ def gemm(
 
 
 def _gemm(x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation):
-    spec = checks.gemm(x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation)
+    spec = checks.gemm(
+        x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation
+    )
     choice = select("gemm", x.device, spec=spec, dtype=x.dtype, layout=layout, n=n, k=k)
     rows = x.reshape(-1, k)
     if input_scale is not None:

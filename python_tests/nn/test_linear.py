@@ -136,7 +136,9 @@ def test_inside_a_model_state_dict_round_trips() -> None:
     assert torch.equal(other(x), model(x))
 
 
-@pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+@pytest.mark.parametrize(
+    "copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
+)
 def test_copies_are_equal_and_independent(copier) -> None:
     layer, _ = ordered()
     x = torch.randn(4, 72)
@@ -162,7 +164,11 @@ def test_a_change_of_dtype_leaves_the_weight_alone() -> None:
     layer = make()
     before = layer.dequantize()
     layer.to(torch.bfloat16)
-    assert (layer.dtype, layer.bias.dtype, layer.scale_runtime.dtype) == (torch.bfloat16, torch.bfloat16, torch.float16)
+    assert (layer.dtype, layer.bias.dtype, layer.scale_runtime.dtype) == (
+        torch.bfloat16,
+        torch.bfloat16,
+        torch.float16,
+    )
     assert layer.weight.dtype == torch.bfloat16
     assert layer(torch.randn(2, 72, dtype=torch.bfloat16)).dtype == torch.bfloat16
     assert torch.equal(layer.float().dequantize(), before)
@@ -239,7 +245,9 @@ def test_no_dense_copy_is_alive() -> None:
     layer(torch.randn(3, k))
     gc.collect()
     alive = [t for t in gc.get_objects() if type(t) in (torch.Tensor, nn.Parameter)]
-    assert not [tuple(t.shape) for t in alive if t.is_floating_point() and t.numel() >= n * k and not t.is_meta]
+    assert not [
+        tuple(t.shape) for t in alive if t.is_floating_point() and t.numel() >= n * k and not t.is_meta
+    ]
 
 
 def test_repr_says_bits_and_group() -> None:

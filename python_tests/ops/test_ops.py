@@ -44,7 +44,10 @@ def test_opcheck_passes_for_every_op(on) -> None:
     q = layer()
     x = torch.randn(3, 40, requires_grad=True)
     opcheck(torch.ops.mmq.gemm.default, gemm_arguments(x, q, "gelu"))
-    opcheck(torch.ops.mmq.dequantize.default, [*gemm_arguments(x, q)[1:5], 4, 16, 24, 40, q.layout, torch.bfloat16])
+    opcheck(
+        torch.ops.mmq.dequantize.default,
+        [*gemm_arguments(x, q)[1:5], 4, 16, 24, 40, q.layout, torch.bfloat16],
+    )
     codes = torch.randint(0, 8, (5, 33), dtype=torch.uint8)
     opcheck(torch.ops.mmq.pack.default, [codes, 3])
     opcheck(torch.ops.mmq.unpack.default, [ops.pack(codes, 3), 3, 33])
@@ -111,7 +114,10 @@ def test_bad_arguments_are_named(on, position, value, message) -> None:
 
 def test_fake_refuses_what_the_kernel_refuses(on) -> None:
     arguments = gemm_arguments(torch.randn(3, 41), layer())
-    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True), pytest.raises(ValueError, match="x shape"):
+    with (
+        torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True),
+        pytest.raises(ValueError, match="x shape"),
+    ):
         torch.ops.mmq.gemm(*arguments)
 
 
@@ -135,7 +141,13 @@ def test_gptq_block_wants_scale_and_zero_together(on) -> None:
 def test_rtn_of_hard_groups_is_finite(on, bits, symmetric) -> None:
     """All-zero, constant, tiny, and one-sided groups: nothing divides by zero, nothing leaves the range."""
     rows = torch.stack(
-        [torch.zeros(24), torch.full((24,), 3.0), torch.full((24,), -2.0), torch.full((24,), 1e-9), torch.rand(24)]
+        [
+            torch.zeros(24),
+            torch.full((24,), 3.0),
+            torch.full((24,), -2.0),
+            torch.full((24,), 1e-9),
+            torch.rand(24),
+        ]
     )
     spec = QuantSpec(bits, 8, symmetric)
     codes, scale, zero = ops.quantize_rtn(rows, spec)
@@ -160,7 +172,10 @@ def test_forced_backend_is_used_or_raises(monkeypatch) -> None:
 
 
 def test_a_backend_that_cannot_serve_is_not_replaced() -> None:
-    with ops.use_backend("cpu"), pytest.raises(RuntimeError, match="backend 'cpu' was asked for but cannot serve"):
+    with (
+        ops.use_backend("cpu"),
+        pytest.raises(RuntimeError, match="backend 'cpu' was asked for but cannot serve"),
+    ):
         ops.select("gemm", "cuda", layout="cpu")
     assert ops.select("gemm", "cuda", layout="planes").backend == "reference"
 

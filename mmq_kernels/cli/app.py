@@ -1,0 +1,62 @@
+"""The typer application, and the one place where errors become a line and an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+
+import typer
+
+from mmq_kernels.cli import demo, evaluate, info, quantize
+
+ERROR = 2
+"""Exit code of every failed command."""
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    name="mmq",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Shrink vision-language models to 2..8 bits per weight, run them, and measure what it cost.",
+)
+app.command("info")(info.info)
+app.command("quantize")(quantize.quantize)
+app.command("eval")(evaluate.evaluate)
+app.command("demo")(demo.demo)
+
+
+def run(arguments: list[str]) -> int:
+    """One invocation of `mmq`; returns its exit code.
+
+    ``--debug`` anywhere on the line lets an error's traceback through.
+    """
+    debug = "--debug" in arguments
+    arguments = [argument for argument in arguments if argument != "--debug"]
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    if not debug:
+        warnings.filterwarnings("ignore", category=FutureWarning)
+    try:
+        app(arguments)
+    except SystemExit as exit_:
+        return exit_.code if isinstance(exit_.code, int) else ERROR
+    except KeyboardInterrupt:
+        print("mmq: interrupted; finished work is kept, see --resume", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if debug:
+            raise
+        print(f"mmq: {one_line(error)}", file=sys.stderr)
+        return ERROR
+    return 0
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong, on one line; errors that name no cause of their own say their type."""
+    text = " ".join(str(error).split())
+    expected = (ValueError, RuntimeError, OSError, ImportError)
+    if text and isinstance(error, expected):
+        return text
+    return f"{type(error).__name__}: {text or 'no message'} (run again with --debug for the traceback)"
