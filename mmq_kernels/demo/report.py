@@ -82,11 +82,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 def _cell(row: dict[str, Any], key: str) -> str:
     value = COLUMNS[key][1].format(row["metrics"][key])
     change = row["changes"].get(key)
-    around = (
-        f"<small>{change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]</small>"
-        if change
-        else ""
-    )
+    around = f"<small>{change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]</small>" if change else ""
     return f"<td>{value}{around}</td>"
 
 
@@ -119,9 +115,7 @@ def _by_component(rows: Sequence[dict[str, Any]]) -> go.Figure:
         kept = [row["metrics"][key] / base[key] if base[key] else 0.0 for key in COLUMNS]
         headings = [heading for heading, _ in COLUMNS.values()]
         figure.add_trace(go.Bar(x=headings, y=kept, name=escape(row["name"])))
-    figure.update_layout(
-        title="One component low, the rest as trained: ratio to fp32", barmode="group", height=380
-    )
+    figure.update_layout(title="One component low, the rest as trained: ratio to fp32", barmode="group", height=380)
     return figure
 
 
@@ -129,7 +123,8 @@ def _sample(index: int, rows: Sequence[dict[str, Any]]) -> str:
     first = rows[0]["examples"][index]
     picture = base64.b64encode(Path(first["image"]).read_bytes()).decode()
     lines = "".join(
-        f"<tr><td>{escape(row['name'])}</td><td style='text-align:left'>{escape(row['examples'][index]['caption'])}</td>"
+        f"<tr><td>{escape(row['name'])}</td>"
+        f"<td style='text-align:left'>{escape(row['examples'][index]['caption'])}</td>"
         f"<td class='{'' if row['examples'][index]['right'] else 'wrong'}'>"
         f"{escape(row['examples'][index]['answer'])}</td></tr>"
         for row in rows

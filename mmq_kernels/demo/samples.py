@@ -106,9 +106,7 @@ class TextBatch:
     is_answer: Tensor
 
 
-def text_batch(
-    scenes: list[Scene], tokenizer: PreTrainedTokenizerFast, rng: random.Random, asked: int
-) -> TextBatch:
+def text_batch(scenes: list[Scene], tokenizer: PreTrainedTokenizerFast, rng: random.Random, asked: int) -> TextBatch:
     """A caption and `asked` questions an image, packed."""
     rows = []
     for scene in scenes:

@@ -101,8 +101,7 @@ def make_scene(seed: int) -> Scene:
             if objects and rng.random() < 0.25:
                 shape = rng.choice(objects).shape
             apart = all(
-                abs(x - o.x) >= _COLUMN_GAP and math.hypot(x - o.x, y - o.y) > radius + o.radius + 1
-                for o in objects
+                abs(x - o.x) >= _COLUMN_GAP and math.hypot(x - o.x, y - o.y) > radius + o.radius + 1 for o in objects
             )
             new = SceneObject(shape, color, size, x, y, radius)
             if apart and new.name not in {o.name for o in objects}:
@@ -205,10 +204,7 @@ def _descriptions(scene: Scene, thing: SceneObject, hidden: str) -> list[str]:
     out = []
     for chosen in choices:
         values = [getattr(thing, a) for a in chosen]
-        if (
-            sum(all(getattr(o, a) == v for a, v in zip(chosen, values, strict=True)) for o in scene.objects)
-            == 1
-        ):
+        if sum(all(getattr(o, a) == v for a, v in zip(chosen, values, strict=True)) for o in scene.objects) == 1:
             out.append(" ".join(values) + ("" if "shape" in chosen else " object"))
     return out
 

@@ -53,12 +53,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for weights and logs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument(
-        "--scale", type=float, default=1.0, help="multiplies the number of steps of every stage"
-    )
-    parser.add_argument(
-        "--only", choices=("vision", "blip2", "itm"), help="one stage; the others need its weights"
-    )
+    parser.add_argument("--scale", type=float, default=1.0, help="multiplies the number of steps of every stage")
+    parser.add_argument("--only", choices=("vision", "blip2", "itm"), help="one stage; the others need its weights")
     arguments = parser.parse_args()
     out, seed, device = arguments.out, arguments.seed, arguments.device
     out.mkdir(parents=True, exist_ok=True)
@@ -74,9 +70,7 @@ def main() -> None:
     stages = {"blip2": scaled(BLIP2), "itm": scaled(ITM)}
     if arguments.only:
         stages = {name: schedule for name, schedule in stages.items() if name == arguments.only}
-    threads = max(
-        1, (os.cpu_count() or 1) // 2
-    )  # as if both ran, so that one stage alone gives the same numbers
+    threads = max(1, (os.cpu_count() or 1) // 2)  # as if both ran, so that one stage alone gives the same numbers
     context = get_context("spawn")
     workers = [
         context.Process(target=_train_one, args=(name, out, schedule, seed, device, threads))

@@ -69,9 +69,7 @@ def _texts(scenes: list[Scene], tokenizer, rng: random.Random) -> tuple[Tensor, 
     return encoded.input_ids, encoded.attention_mask
 
 
-def _similarity(
-    model: Blip2ForImageTextRetrieval, image: Tensor, ids: Tensor, mask: Tensor
-) -> tuple[Tensor, Tensor]:
+def _similarity(model: Blip2ForImageTextRetrieval, image: Tensor, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Query outputs ``[images, queries, width]`` and cosine similarities ``[images, texts]``, best query each."""
     queries = model.qformer(
         query_embeds=model.query_tokens.expand(len(image), -1, -1), encoder_hidden_states=image

@@ -81,9 +81,7 @@ def write_world(folder: str | Path, *, seed: int = 0, size: WorldSize = WorldSiz
         marker = folder / MARKER
         if marker.is_file() and json.loads(marker.read_text()) == wanted:
             return folder
-        raise FileExistsError(
-            f"{folder} holds something else than the world asked for; remove it or name another"
-        )
+        raise FileExistsError(f"{folder} holds something else than the world asked for; remove it or name another")
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -193,9 +191,7 @@ def _write_vqav2(folder: Path, train: list[Scene], val: list[Scene], asked: int,
             folder / "questions" / f"v2_OpenEnded_mscoco_{split}_questions.json",
             common | {"questions": texts},
         )
-        _write_json(
-            folder / "annotations" / f"v2_mscoco_{split}_annotations.json", common | {"annotations": answers}
-        )
+        _write_json(folder / "annotations" / f"v2_mscoco_{split}_annotations.json", common | {"annotations": answers})
 
 
 def _annotation(question: Question) -> dict[str, Any]:
@@ -203,9 +199,7 @@ def _annotation(question: Question) -> dict[str, Any]:
         kind = "yes/no"
     else:
         kind = "number" if question.kind == "count" else "other"
-    said = [
-        {"answer": question.answer, "answer_confidence": "yes", "answer_id": i + 1} for i in range(_HUMANS)
-    ]
+    said = [{"answer": question.answer, "answer_confidence": "yes", "answer_id": i + 1} for i in range(_HUMANS)]
     return {
         "question_type": question.kind,
         "answer_type": kind,

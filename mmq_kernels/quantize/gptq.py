@@ -109,9 +109,7 @@ def factorize(hessian: Tensor, settings: GptqSettings, name: str) -> Factor:
             stacklevel=2,
         )
         damping *= 10
-    raise QuantizationError(
-        f"{name}: Hessian not positive definite, damping raised to {damping / 10:g} in vain"
-    )
+    raise QuantizationError(f"{name}: Hessian not positive definite, damping raised to {damping / 10:g} in vain")
 
 
 def gptq(weight: Tensor, factor: Factor, spec: QuantSpec) -> Quantized:
@@ -136,9 +134,7 @@ def gptq(weight: Tensor, factor: Factor, spec: QuantSpec) -> Quantized:
         if grid_end is not None:
             inside = QuantSpec(spec.bits, PER_CHANNEL, spec.symmetric)
             if grid_end > 0:
-                _, scale, zero = ops.quantize_rtn(
-                    current[:, start:grid_end].contiguous(), inside, scale_dtype
-                )
+                _, scale, zero = ops.quantize_rtn(current[:, start:grid_end].contiguous(), inside, scale_dtype)
                 scales.append(scale)
                 zeros.append(zero)
             scale, zero = scales[-1], zeros[-1]

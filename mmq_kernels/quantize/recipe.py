@@ -80,9 +80,7 @@ class Rule(BaseModel):
             try:
                 re.compile(value[3:])
             except re.error as error:
-                raise ValueError(
-                    f"target must be a valid regular expression, got {value!r} ({error})"
-                ) from None
+                raise ValueError(f"target must be a valid regular expression, got {value!r} ({error})") from None
         if not value:
             raise ValueError("target must be a component, 'all' or a pattern, got nothing")
         return value

@@ -20,7 +20,7 @@ class Quantized(NamedTuple):
 
     def dequantize(self, spec: QuantSpec) -> Tensor:
         """``scale * (q - zero)``, fp32 ``[n, k]``."""
-        n, k = self.codes.shape
+        k = self.codes.shape[1]
         length = spec.group_length(k)
         scale = self.scale.float().repeat_interleave(length, 1)[:, :k]
         zero = self.zero.float().repeat_interleave(length, 1)[:, :k]
@@ -50,9 +50,7 @@ def quantize_weight(weight: Tensor, spec: QuantSpec, *, per_tensor: bool = False
     step, origin = scale.float().item(), float(zero.item())
     for rows in range(0, n, 1024):  # bounds the memory of the fp32 copy
         part = weight[rows : rows + 1024].float()
-        codes[rows : rows + 1024] = (
-            (torch.round(part / step) + origin).clamp(0, spec.max_code).to(torch.uint8)
-        )
+        codes[rows : rows + 1024] = (torch.round(part / step) + origin).clamp(0, spec.max_code).to(torch.uint8)
     return Quantized(codes, scale.expand(n, 1).contiguous(), zero.expand(n, 1).contiguous())
 
 

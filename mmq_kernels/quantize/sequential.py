@@ -9,7 +9,7 @@ activations stay on the CPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
@@ -176,9 +176,7 @@ def _quantize_layer(
     linear = model.get_submodule(job.name)
     weight = linear.weight.detach()
     spec = job.spec
-    report = LayerReport(
-        job.name, spec.bits, spec.group_size, spec.symmetric, asked=job.method, used=job.method
-    )
+    report = LayerReport(job.name, spec.bits, spec.group_size, spec.symmetric, asked=job.method, used=job.method)
     try:
         quantized, report = _quantize(weight, job, hessians.get(job.name), settings, report)
     except ValueError as error:
@@ -342,10 +340,8 @@ def _record(model: nn.Module, stage: Stage, batches: Sequence[Batch]) -> _Walk:
             ):
                 hooks.callback(handle.remove)
         for batch in batches:
-            try:
+            with suppress(_StageDone):
                 model(**{key: v.to(device) if isinstance(v, Tensor) else v for key, v in batch.items()})
-            except _StageDone:
-                pass
             moved.clear()
             last_output[0] = None
     return _Walk(stage, calls, device)
@@ -360,11 +356,7 @@ class _without_cache:
     """Switches key/value caches off in every config of a model for a while."""
 
     def __init__(self, model: nn.Module) -> None:
-        configs = {
-            id(m.config): m.config
-            for m in model.modules()
-            if hasattr(getattr(m, "config", None), "use_cache")
-        }
+        configs = {id(m.config): m.config for m in model.modules() if hasattr(getattr(m, "config", None), "use_cache")}
         self._before = [(config, config.use_cache) for config in configs.values()]
 
     def __enter__(self) -> None:

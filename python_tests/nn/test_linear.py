@@ -128,17 +128,13 @@ def test_missing_and_unexpected_keys_are_reported() -> None:
 
 def test_inside_a_model_state_dict_round_trips() -> None:
     model = nn.Sequential(make(), nn.Tanh(), make(QuantSpec(2, -1, True), n=5, k=24))
-    other = nn.Sequential(
-        QuantLinear(72, 24, QuantSpec(4, 32)), nn.Tanh(), QuantLinear(24, 5, QuantSpec(2, -1, True))
-    )
+    other = nn.Sequential(QuantLinear(72, 24, QuantSpec(4, 32)), nn.Tanh(), QuantLinear(24, 5, QuantSpec(2, -1, True)))
     other.load_state_dict(model.state_dict())
     x = torch.randn(2, 72)
     assert torch.equal(other(x), model(x))
 
 
-@pytest.mark.parametrize(
-    "copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
-)
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
 def test_copies_are_equal_and_independent(copier) -> None:
     layer, _ = ordered()
     x = torch.randn(4, 72)
@@ -245,9 +241,7 @@ def test_no_dense_copy_is_alive() -> None:
     layer(torch.randn(3, k))
     gc.collect()
     alive = [t for t in gc.get_objects() if type(t) in (torch.Tensor, nn.Parameter)]
-    assert not [
-        tuple(t.shape) for t in alive if t.is_floating_point() and t.numel() >= n * k and not t.is_meta
-    ]
+    assert not [tuple(t.shape) for t in alive if t.is_floating_point() and t.numel() >= n * k and not t.is_meta]
 
 
 def test_repr_says_bits_and_group() -> None:
@@ -255,5 +249,5 @@ def test_repr_says_bits_and_group() -> None:
 
 
 def test_unknown_activation_is_refused() -> None:
-    with pytest.raises(ValueError, match="activation must be one of none, .*, got 'mish'"):
+    with pytest.raises(ValueError, match=r"activation must be one of none, .*, got 'mish'"):
         QuantLinear(8, 8, QuantSpec(4), activation="mish")

@@ -164,7 +164,7 @@ def test_forced_backend_is_used_or_raises(monkeypatch) -> None:
     assert forced_backend() == "reference"
     assert ops.select("gemm", "cpu", layout="planes").backend == "reference"
     monkeypatch.setenv("MMQ_BACKEND", "tpu")
-    with pytest.raises(ValueError, match="MMQ_BACKEND must be one of .*, got 'tpu'"):
+    with pytest.raises(ValueError, match=r"MMQ_BACKEND must be one of .*, got 'tpu'"):
         ops.select("gemm", "cpu")
     monkeypatch.delenv("MMQ_BACKEND")
     with pytest.raises(ValueError, match="backend must be one of"), ops.use_backend("tpu"):

@@ -1,0 +1,124 @@
+"""Calibration batches: seeded samples of a task's training split, as the model will see that task.
+
+The language model reads the references too, so that it is calibrated on captions and answers and not on prompts
+alone. An image-text-matching model is called both ways on each batch, so that every layer of its Q-Former sees data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from mmq_kernels.eval.datasets import CaptionSample, VqaSample, calibration_samples
+from mmq_kernels.eval.errors import ModelMismatch
+from mmq_kernels.eval.images import PixelStore
+from mmq_kernels.eval.protocol import clean_caption, protocol_for
+
+BATCH = 8
+"""Samples a calibration batch holds."""
+
+
+@dataclass(frozen=True)
+class CalibrationData:
+    """Where calibration samples come from.
+
+    Attributes:
+        task: caption, vqa or retrieval.
+        folder: of the data set, laid out as its publisher lays it out.
+        samples: how many to draw from its training split.
+        seed: of the draw.
+    """
+
+    task: str
+    folder: Path
+    samples: int = 128
+    seed: int = 0
+
+    def fingerprint(self) -> str:
+        """Equal for two runs that draw the same samples: names and sizes of their images, and their texts."""
+        digest = hashlib.sha256(f"{self.task} {self.samples} {self.seed}".encode())
+        for image, text in _pairs(self, calibration_samples(self.task, self.folder, self.samples, self.seed)):
+            digest.update(f"{image.relative_to(self.folder)} {image.stat().st_size} {text}\n".encode())
+        return digest.hexdigest()[:16]
+
+
+def calibration_batches(model: Any, processor: Any, data: Sequence[CalibrationData]) -> list[dict[str, Any]]:
+    """Keyword arguments for calls of `model` that together show it every sample of `data`.
+
+    Raises:
+        DataError: a data set is missing, damaged, or smaller than asked.
+        ModelMismatch: a task that the model cannot do.
+    """
+    batches: list[dict[str, Any]] = []
+    pixels = PixelStore(processor)
+    for source in data:
+        samples = calibration_samples(source.task, source.folder, source.samples, source.seed)
+        build = _matching if source.task == "retrieval" else _generative
+        _check(model, source.task)
+        for start in range(0, len(samples), BATCH):
+            batches += build(model, processor, pixels, source, samples[start : start + BATCH])
+    return batches
+
+
+def _check(model: Any, task: str) -> None:
+    retrieval = hasattr(model, "itm_head")
+    if retrieval != (task == "retrieval"):
+        wanted = "retrieval" if retrieval else "caption or vqa"
+        raise ModelMismatch(f"{type(model).__name__} is calibrated on task {wanted}, got {task!r}")
+
+
+def _pairs(source: CalibrationData, samples: Sequence[Any]) -> list[tuple[Path, str]]:
+    """Image and reference text of each sample."""
+    if source.task == "vqa":
+        return [(s.image, f"{s.question} {s.common_answer}") for s in cast("list[VqaSample]", samples)]
+    return [(s.image, s.references[0]) for s in cast("list[CaptionSample]", samples)]
+
+
+def _texts(model: Any, source: CalibrationData, samples: Sequence[Any]) -> list[tuple[str, str]]:
+    """What each sample asks, and what the reference says."""
+    protocol = protocol_for(model, source.task)
+    if source.task == "vqa":
+        return [(protocol.text(s.question) or "", s.common_answer) for s in cast("list[VqaSample]", samples)]
+    return [(protocol.text() or "", clean_caption(s.references[0])) for s in cast("list[CaptionSample]", samples)]
+
+
+def _generative(
+    model: Any, processor: Any, pixels: PixelStore, source: CalibrationData, samples: Sequence[Any]
+) -> list[dict[str, Any]]:
+    tokenizer = processor.tokenizer
+    texts = _texts(model, source, samples)
+    encoder_decoder = model.config.text_config.is_encoder_decoder
+    said = [prompt if encoder_decoder else f"{prompt} {answer}".strip() for prompt, answer in texts]
+    encoded = tokenizer(said, padding=True, return_tensors="pt")
+    front = torch.full((len(said), model.config.num_query_tokens), model.config.image_token_index)
+    batch = {
+        "pixel_values": pixels([s.image for s in samples]),
+        "input_ids": torch.cat([front, encoded.input_ids], 1),
+        "attention_mask": torch.cat([torch.ones_like(front), encoded.attention_mask], 1),
+    }
+    if encoder_decoder:
+        batch["labels"] = tokenizer([answer for _, answer in texts], padding=True, return_tensors="pt").input_ids
+    return [_like(batch, model)]
+
+
+def _matching(
+    model: Any, processor: Any, pixels: PixelStore, source: CalibrationData, samples: Sequence[Any]
+) -> list[dict[str, Any]]:
+    texts = [clean_caption(s.references[0]) for s in cast("list[CaptionSample]", samples)]
+    encoded = processor.tokenizer(texts, padding=True, truncation=True, max_length=35, return_tensors="pt")
+    ids, mask = encoded.input_ids, encoded.attention_mask
+    if model.config.image_token_index is not None:
+        front = torch.full((len(texts), model.config.num_query_tokens), model.config.image_token_index)
+        ids, mask = torch.cat([front, ids], 1), torch.cat([torch.ones_like(front), mask], 1)
+    batch = _like({"pixel_values": pixels([s.image for s in samples]), "input_ids": ids, "attention_mask": mask}, model)
+    return [{**batch, "use_image_text_matching_head": match} for match in (False, True)]
+
+
+def _like(batch: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Pixel values in the model's dtype."""
+    return {**batch, "pixel_values": batch["pixel_values"].to(model.dtype)}
