@@ -1,0 +1,20 @@
+"""Folders of models: save, load, and quantization that streams from one folder to another."""
+
+from mmq_kernels.checkpoint.errors import CheckpointError
+from mmq_kernels.checkpoint.folder import check_target, disk_bytes
+from mmq_kernels.checkpoint.load import load, load_processor, local_folder
+from mmq_kernels.checkpoint.quantization import quantize_checkpoint
+from mmq_kernels.checkpoint.save import save
+from mmq_kernels.checkpoint.streaming import quantize_folder
+
+__all__ = [
+    "CheckpointError",
+    "check_target",
+    "disk_bytes",
+    "load",
+    "load_processor",
+    "local_folder",
+    "quantize_checkpoint",
+    "quantize_folder",
+    "save",
+]
