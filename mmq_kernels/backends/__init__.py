@@ -17,7 +17,7 @@ from mmq_kernels.spec import QuantSpec
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu")
 """Epilogues that every backend's gemm can fuse; `gelu` is the erf form, `quick_gelu` is x * sigmoid(1.702 x)."""
 
-NAMES = ("reference",)
+NAMES = ("cpu", "reference")
 """Backends in order of preference."""
 
 

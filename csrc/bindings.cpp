@@ -1,0 +1,264 @@
+// The Python module `mmq_kernels._C`: kernels by address. `mmq_kernels/backends/cpu.py` hands over
+// `data_ptr()`s of contiguous tensors whose shapes `mmq_kernels.ops` has checked; the guards here stop what
+// would corrupt memory.
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <stdexcept>
+#include <string>
+
+#include "common/args.h"
+#include "common/layout.h"
+#include "cpu/kernels.h"
+#include "cpu/packing.h"
+#include "build_config.h"
+#ifdef MMQ_CUDA_ARCHS
+#include "cuda/device.h"
+#endif
+
+namespace py = pybind11;
+
+namespace mmq {
+namespace {
+
+using Address = uintptr_t;
+
+template <class T>
+T* pointer(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+template <class T>
+void require(bool condition, const char* name, const char* requirement, T got) {
+    if (condition) return;
+    throw std::invalid_argument(std::string(name) + " must be " + requirement + ", got " +
+                                std::to_string(got));
+}
+
+void check(int bits, int64_t n, int64_t k, int threads) {
+    require(bits >= 2 && bits <= 8, "bits", "from 2 to 8", bits);
+    require(n >= 0, "n", "at least 0", n);
+    require(k >= 0, "k", "at least 0", k);
+    require(threads >= 1, "threads", "at least 1", threads);
+}
+
+// -1 stands for the whole row.
+int64_t group_columns(int64_t group_size, int64_t k) {
+    require(group_size == -1 || (group_size > 0 && group_size % kUnitColumns == 0), "group_size",
+            "-1 or a positive multiple of 8", group_size);
+    return group_size == -1 ? std::max<int64_t>(k, 1) : group_size;
+}
+
+Dtype dtype_of(int code, const char* name) {
+    require(code >= 0 && code <= 2, name, "0 (float32), 1 (float16) or 2 (bfloat16)", code);
+    return static_cast<Dtype>(code);
+}
+
+Activation activation_of(int code) {
+    require(code >= 0 && code <= 5, "activation", "from 0 to 5", code);
+    return static_cast<Activation>(code);
+}
+
+Weight weight_of(int bits, int64_t group_size, int64_t n, int64_t k, Address words, Address scale,
+                 int scale_dtype, Address zero) {
+    return {bits,
+            n,
+            k,
+            group_columns(group_size, k),
+            pointer<const int32_t>(words),
+            pointer<const void>(scale),
+            dtype_of(scale_dtype, "scale_dtype"),
+            pointer<const int32_t>(zero)};
+}
+
+void bind_packing(py::module_& module) {
+    module.def(
+        "pack",
+        [](Address codes, Address words, int bits, int64_t n, int64_t k, int threads) {
+            check(bits, n, k, threads);
+            py::gil_scoped_release unlocked;
+            pack({bits, n, k, threads}, pointer<const uint8_t>(codes), pointer<int32_t>(words));
+        },
+        "codes uint8 [n, k] -> words int32 [n, ceil(k*bits/32)]", py::arg("codes"), py::arg("words"),
+        py::arg("bits"), py::arg("n"), py::arg("k"), py::arg("threads") = 1);
+    module.def(
+        "unpack",
+        [](Address words, Address codes, int bits, int64_t n, int64_t k, int threads) {
+            check(bits, n, k, threads);
+            py::gil_scoped_release unlocked;
+            unpack({bits, n, k, threads}, pointer<const int32_t>(words), pointer<uint8_t>(codes));
+        },
+        "words -> codes", py::arg("words"), py::arg("codes"), py::arg("bits"), py::arg("n"), py::arg("k"),
+        py::arg("threads") = 1);
+    module.def(
+        "prepack",
+        [](Address words, Address tiles, int bits, int64_t n, int64_t k, int threads) {
+            check(bits, n, k, threads);
+            py::gil_scoped_release unlocked;
+            prepack({bits, n, k, threads}, pointer<const int32_t>(words), pointer<int32_t>(tiles));
+        },
+        "words -> tiles int32 [ceil(n/16), R, 16]", py::arg("words"), py::arg("tiles"), py::arg("bits"),
+        py::arg("n"), py::arg("k"), py::arg("threads") = 1);
+    module.def(
+        "unprepack",
+        [](Address tiles, Address words, int bits, int64_t n, int64_t k, int threads) {
+            check(bits, n, k, threads);
+            py::gil_scoped_release unlocked;
+            unprepack({bits, n, k, threads}, pointer<const int32_t>(tiles), pointer<int32_t>(words));
+        },
+        "tiles -> words", py::arg("tiles"), py::arg("words"), py::arg("bits"), py::arg("n"), py::arg("k"),
+        py::arg("threads") = 1);
+}
+
+void bind_products(py::module_& module) {
+    module.def(
+        "gemm",
+        [](Address x, Address words, Address scale, Address zero, Address bias, Address y, int bits,
+           int64_t group_size, int64_t m, int64_t n, int64_t k, int dtype, int scale_dtype, int activation,
+           int threads, const std::string& isa) {
+            check(bits, n, k, threads);
+            require(m >= 0, "m", "at least 0", m);
+            const GemmArgs args = {weight_of(bits, group_size, n, k, words, scale, scale_dtype, zero),
+                                   m,
+                                   pointer<const void>(x),
+                                   pointer<const void>(bias),
+                                   pointer<void>(y),
+                                   dtype_of(dtype, "dtype"),
+                                   activation_of(activation),
+                                   threads};
+            const Kernels& chosen = kernels(isa);
+            py::gil_scoped_release unlocked;
+            chosen.gemm(args);
+        },
+        "y[m, n] = activation(x[m, k] W^T + bias); zero and bias may be 0", py::arg("x"), py::arg("words"),
+        py::arg("scale"), py::arg("zero"), py::arg("bias"), py::arg("y"), py::arg("bits"),
+        py::arg("group_size"), py::arg("m"), py::arg("n"), py::arg("k"), py::arg("dtype"),
+        py::arg("scale_dtype"), py::arg("activation"), py::arg("threads") = 1, py::arg("isa") = "");
+    module.def(
+        "dequantize",
+        [](Address words, Address scale, Address zero, Address out, int bits, int64_t group_size, int64_t n,
+           int64_t k, int dtype, int scale_dtype, int threads, const std::string& isa) {
+            check(bits, n, k, threads);
+            const DequantizeArgs args = {weight_of(bits, group_size, n, k, words, scale, scale_dtype, zero),
+                                         pointer<void>(out), dtype_of(dtype, "dtype"), threads};
+            const Kernels& chosen = kernels(isa);
+            py::gil_scoped_release unlocked;
+            chosen.dequantize(args);
+        },
+        "out[n, k] = scale * (q - zero)", py::arg("words"), py::arg("scale"), py::arg("zero"), py::arg("out"),
+        py::arg("bits"), py::arg("group_size"), py::arg("n"), py::arg("k"), py::arg("dtype"),
+        py::arg("scale_dtype"), py::arg("threads") = 1, py::arg("isa") = "");
+}
+
+void bind_quantizers(py::module_& module) {
+    module.def(
+        "quantize_rtn",
+        [](Address weight, Address codes, Address scale, Address zero, int bits, int64_t group_size,
+           bool symmetric, int64_t n, int64_t k, int dtype, int scale_dtype, int threads,
+           const std::string& isa) {
+            check(bits, n, k, threads);
+            const RtnArgs args = {bits,
+                                  symmetric,
+                                  n,
+                                  k,
+                                  group_columns(group_size, k),
+                                  pointer<const void>(weight),
+                                  dtype_of(dtype, "dtype"),
+                                  dtype_of(scale_dtype, "scale_dtype"),
+                                  pointer<uint8_t>(codes),
+                                  pointer<float>(scale),
+                                  pointer<uint8_t>(zero),
+                                  threads};
+            const Kernels& chosen = kernels(isa);
+            py::gil_scoped_release unlocked;
+            chosen.quantize_rtn(args);
+        },
+        "weight [n, k] -> codes, scale fp32 [n, groups], zero uint8 [n, groups]", py::arg("weight"),
+        py::arg("codes"), py::arg("scale"), py::arg("zero"), py::arg("bits"), py::arg("group_size"),
+        py::arg("symmetric"), py::arg("n"), py::arg("k"), py::arg("dtype"), py::arg("scale_dtype"),
+        py::arg("threads") = 1, py::arg("isa") = "");
+    module.def(
+        "gptq_block",
+        [](Address weight, int64_t weight_stride, Address hinv, int64_t hinv_stride, Address codes,
+           Address error, Address scale, Address zero, bool search, int bits, int64_t group_size,
+           bool symmetric, int64_t n, int64_t columns, int scale_dtype, int threads, const std::string& isa) {
+            check(bits, n, columns, threads);
+            require(weight_stride >= columns, "weight_stride", "at least columns", weight_stride);
+            require(hinv_stride >= columns, "hinv_stride", "at least columns", hinv_stride);
+            const GptqArgs args = {bits,
+                                   symmetric,
+                                   n,
+                                   columns,
+                                   group_columns(group_size, columns),
+                                   pointer<const float>(weight),
+                                   weight_stride,
+                                   pointer<const float>(hinv),
+                                   hinv_stride,
+                                   search,
+                                   dtype_of(scale_dtype, "scale_dtype"),
+                                   pointer<float>(scale),
+                                   pointer<uint8_t>(zero),
+                                   pointer<uint8_t>(codes),
+                                   pointer<float>(error),
+                                   threads};
+            const Kernels& chosen = kernels(isa);
+            py::gil_scoped_release unlocked;
+            chosen.gptq_block(args);
+        },
+        "one block of columns of GPTQ; scale fp32 and zero uint8 are found, or given where search is false",
+        py::arg("weight"), py::arg("weight_stride"), py::arg("hinv"), py::arg("hinv_stride"),
+        py::arg("codes"), py::arg("error"), py::arg("scale"), py::arg("zero"), py::arg("search"),
+        py::arg("bits"), py::arg("group_size"), py::arg("symmetric"), py::arg("n"), py::arg("columns"),
+        py::arg("scale_dtype"), py::arg("threads") = 1, py::arg("isa") = "");
+}
+
+py::dict cuda_answer() {
+    py::dict answer;
+    py::list devices;
+#ifdef MMQ_CUDA_ARCHS
+    const CudaDevices found = cuda_devices();
+    for (const CudaDevice& device : found.devices) {
+        py::dict item;
+        item["name"] = device.name;
+        item["compute_capability"] = py::make_tuple(device.major, device.minor);
+        item["memory_bytes"] = device.memory_bytes;
+        item["multiprocessors"] = device.multiprocessors;
+        devices.append(item);
+    }
+    answer["driver"] = found.driver;
+    answer["runtime"] = found.runtime;
+    answer["reason"] = found.reason;
+#else
+    answer["driver"] = 0;
+    answer["runtime"] = 0;
+    answer["reason"] = "built without CUDA";
+#endif
+    answer["devices"] = devices;
+    return answer;
+}
+
+}  // namespace
+}  // namespace mmq
+
+PYBIND11_MODULE(_C, module) {
+    module.doc() = "Compiled kernels of mmq_kernels, over raw addresses.";
+    mmq::bind_packing(module);
+    mmq::bind_products(module);
+    mmq::bind_quantizers(module);
+    module.def(
+        "isa", [](const std::string& asked) { return std::string(mmq::kernels(asked).isa); },
+        "instruction set in use", py::arg("isa") = "");
+    module.def("isas", &mmq::runnable_isas, "instruction sets that this machine can run, best last");
+    module.def("cuda_devices", &mmq::cuda_answer, "GPUs that the CUDA runtime sees, or the reason why none");
+#ifdef __clang__
+    module.attr("compiler") = __VERSION__;
+#else
+    module.attr("compiler") = "GCC " __VERSION__;
+#endif
+#ifdef MMQ_CUDA_ARCHS
+    module.attr("cuda_archs") = MMQ_CUDA_ARCHS;
+#else
+    module.attr("cuda_archs") = py::none();
+#endif
+    module.attr("version") = MMQ_VERSION;
+}

@@ -1,0 +1,43 @@
+// gemm and dequantize in AVX2, FMA, F16C; the kernels are in gemm.inl.
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "../common/args.h"
+#include "../common/layout.h"
+#include "activation.h"
+#include "aligned.h"
+#include "half.h"
+#include "kernels.h"
+#include "parallel.h"
+#include "tables.h"
+
+// After every shared header: an inline function compiled for this instruction set must not be the one others
+// get.
+#pragma GCC target("avx2,fma,f16c")
+
+namespace mmq {
+namespace {
+
+#include "vec_avx2.h"
+#include "codes_by_mask.h"
+#include "decode.inl"
+#include "gemm.inl"
+
+}  // namespace
+
+void gemm_avx2(const GemmArgs& args) {
+    MMQ_FOR_BITS(gemm_bits)
+}
+
+void dequantize_avx2(const DequantizeArgs& args) {
+    MMQ_FOR_BITS(dequantize_bits)
+}
+
+}  // namespace mmq
+
+#endif  // x86-64

@@ -1,0 +1,45 @@
+// gemm and dequantize in AVX-512 (F, BW, DQ, VL); the kernels are in gemm.inl.
+#if defined(__x86_64__)
+#pragma GCC diagnostic ignored \
+    "-Wmaybe-uninitialized"  // GCC 12: the undefined registers of its own intrinsics
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "../common/args.h"
+#include "../common/layout.h"
+#include "activation.h"
+#include "aligned.h"
+#include "half.h"
+#include "kernels.h"
+#include "parallel.h"
+#include "tables.h"
+
+// After every shared header: an inline function compiled for this instruction set must not be the one others
+// get.
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
+
+namespace mmq {
+namespace {
+
+#include "vec_avx512.h"
+#include "codes_by_table.h"
+#include "decode.inl"
+#include "gemm.inl"
+
+}  // namespace
+
+void gemm_avx512(const GemmArgs& args) {
+    MMQ_FOR_BITS(gemm_bits)
+}
+
+void dequantize_avx512(const DequantizeArgs& args) {
+    MMQ_FOR_BITS(dequantize_bits)
+}
+
+}  // namespace mmq
+
+#endif  // x86-64

@@ -1,0 +1,35 @@
+// gemm and dequantize in portable C++; the kernels are in gemm.inl.
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#include "../common/args.h"
+#include "../common/layout.h"
+#include "activation.h"
+#include "aligned.h"
+#include "half.h"
+#include "kernels.h"
+#include "parallel.h"
+#include "tables.h"
+
+namespace mmq {
+namespace {
+
+#include "vec_scalar.h"
+#include "codes_by_mask.h"
+#include "decode.inl"
+#include "gemm.inl"
+
+}  // namespace
+
+void gemm_scalar(const GemmArgs& args) {
+    MMQ_FOR_BITS(gemm_bits)
+}
+
+void dequantize_scalar(const DequantizeArgs& args) {
+    MMQ_FOR_BITS(dequantize_bits)
+}
+
+}  // namespace mmq

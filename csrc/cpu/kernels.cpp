@@ -1,0 +1,60 @@
+// Choice of the instruction set at run time.
+#include "kernels.h"
+
+#include <cstdlib>
+#include <stdexcept>
+
+namespace mmq {
+namespace {
+
+constexpr Kernels kScalar = {"scalar", gemm_scalar, dequantize_scalar, quantize_rtn_scalar,
+                             gptq_block_scalar};
+#if defined(__x86_64__)
+constexpr Kernels kAvx2 = {"avx2", gemm_avx2, dequantize_avx2, quantize_rtn_avx2, gptq_block_avx2};
+constexpr Kernels kAvx512 = {"avx512", gemm_avx512, dequantize_avx512, quantize_rtn_avx512,
+                             gptq_block_avx512};
+#endif
+
+// Kernels from the plainest on. __builtin_cpu_supports also asks whether the system saves the wide registers.
+int runnable(const Kernels* (&found)[3]) {
+    int count = 0;
+    found[count++] = &kScalar;
+#if defined(__x86_64__)
+    const bool avx2 =
+        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+    if (avx2) found[count++] = &kAvx2;
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    if (avx2 && avx512) found[count++] = &kAvx512;
+#endif
+    return count;
+}
+
+const Kernels& by_name(const std::string& name, const char* asker) {
+    const Kernels* found[3];
+    const int count = runnable(found);
+    if (name.empty()) return *found[count - 1];
+    for (int i = 0; i < count; ++i) {
+        if (name == found[i]->isa) return *found[i];
+    }
+    throw std::invalid_argument(std::string(asker) + " must be one of " + runnable_isas() +
+                                " on this machine, got '" + name + "'");
+}
+
+}  // namespace
+
+std::string runnable_isas() {
+    const Kernels* found[3];
+    const int count = runnable(found);
+    std::string names;
+    for (int i = 0; i < count; ++i) names += (i ? ", " : "") + std::string(found[i]->isa);
+    return names;
+}
+
+const Kernels& kernels(const std::string& isa) {
+    if (!isa.empty()) return by_name(isa, "isa");
+    const char* asked = std::getenv("MMQ_CPU_ISA");
+    return by_name(asked == nullptr ? "" : asked, "MMQ_CPU_ISA");
+}
+
+}  // namespace mmq

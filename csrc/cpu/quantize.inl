@@ -1,0 +1,203 @@
+// Round to nearest, and one block of columns of GPTQ. Included inside an anonymous namespace of a kernel
+// file.
+//
+//   grid of a group   low = min(w, 0), high = max(w, 0)
+//                     scale = round_to(scale_dtype, (high - low) / (2^bits - 1))    symmetric: span
+//                     2*max(-low, high) zero  = clamp(rint(-low / scale), 0, 2^bits - 1) symmetric:
+//                     2^(bits-1)
+//   code              q = clamp(rint(w / scale) + zero, 0, 2^bits - 1)
+//   GPTQ, column j    e_j = (w_j - scale * (q_j - zero)) / hinv[j, j];   w_i -= e_j * hinv[j, i] for i > j
+//   (Frantar et al., arXiv 2210.17323, algorithm 1; hinv is the upper Cholesky factor of the inverse Hessian)
+//
+// Every step is one fp32 operation rounded once, in the order that backends/reference.py has them: true
+// divisions, no fused multiply-subtract (the build says -ffp-contract=off). So all instruction sets and torch
+// agree bit for bit; the loops over 16 lanes are left to the compiler.
+
+// Nearest integer, halves to even, for |value| < 2^22: adding 1.5 * 2^23 leaves no bits for a fraction.
+inline float nearest(float value) {
+    return (value + 12582912.0f) - 12582912.0f;
+}
+
+inline float clamp_to(float value, float low, float high) {
+    value = value > low ? value : low;
+    return value < high ? value : high;
+}
+
+// The clamp before rounding changes no code (zero and codes are at most 255) and keeps `nearest` in its
+// range.
+inline float encode(float weight, float scale, float zero, float max_code) {
+    return clamp_to(nearest(clamp_to(weight / scale, -1024.0f, 1024.0f)) + zero, 0.0f, max_code);
+}
+
+struct GridRule {
+    bool symmetric;
+    float max_code, middle;
+    Dtype scale_dtype;
+
+    template <class Args>
+    explicit GridRule(const Args& args)
+        : symmetric(args.symmetric),
+          max_code(static_cast<float>((1 << args.bits) - 1)),
+          middle(static_cast<float>(middle_code(args.bits))),
+          scale_dtype(args.scale_dtype) {}
+
+    // low <= 0 <= high
+    void find(float low, float high, float* scale, float* zero) const {
+        const float span = symmetric ? 2.0f * std::max(-low, high) : high - low;
+        const float rounded = round_to(span / max_code, scale_dtype);
+        *scale = span == 0.0f ? 1.0f : std::max(rounded, smallest_normal(scale_dtype));
+        *zero =
+            symmetric ? middle : clamp_to(nearest(clamp_to(-low / *scale, 0.0f, 1024.0f)), 0.0f, max_code);
+    }
+};
+
+// --- round to nearest
+// ----------------------------------------------------------------------------------------------
+
+// Extremes of one group of a row, 0 included: 16 at a time, because the order of minima does not matter.
+void find_range(const float* w, int64_t count, float* low, float* high) {
+    float lows[16] = {}, highs[16] = {};
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16) {
+        for (int lane = 0; lane < 16; ++lane) {
+            lows[lane] = w[i + lane] < lows[lane] ? w[i + lane] : lows[lane];
+            highs[lane] = w[i + lane] > highs[lane] ? w[i + lane] : highs[lane];
+        }
+    }
+    for (; i < count; ++i) {
+        lows[0] = std::min(lows[0], w[i]);
+        highs[0] = std::max(highs[0], w[i]);
+    }
+    *low = *std::min_element(lows, lows + 16);
+    *high = *std::max_element(highs, highs + 16);
+}
+
+void encode_row(const float* w, int64_t count, float scale, float zero, float max_code, uint8_t* codes) {
+    for (int64_t i = 0; i < count; ++i)
+        codes[i] = static_cast<uint8_t>(static_cast<int>(encode(w[i], scale, zero, max_code)));
+}
+
+void rtn(const RtnArgs& args) {
+    const GridRule rule(args);
+    const int64_t groups = ceil_div(args.k, args.group_size);
+    // A row of half precision is widened once per thread's block of rows.
+    const int64_t blocks = std::min<int64_t>(args.n, 4 * args.threads);
+    const bool widen = args.dtype != Dtype::kFloat32;
+    const AlignedFloats rows(widen ? blocks * args.k : 0);
+    parallel_for(args.threads, blocks, 1, [&](int64_t block) {
+        for (int64_t n = args.n * block / blocks; n < args.n * (block + 1) / blocks; ++n) {
+            const float* w = static_cast<const float*>(args.weight) + (widen ? 0 : n * args.k);
+            if (widen) {
+                load_row(args.weight, args.dtype, n * args.k, args.k, rows.data() + block * args.k);
+                w = rows.data() + block * args.k;
+            }
+            for (int64_t g = 0; g < groups; ++g) {
+                const int64_t begin = g * args.group_size, count = std::min(args.group_size, args.k - begin);
+                float low, high, scale, zero;
+                find_range(w + begin, count, &low, &high);
+                rule.find(low, high, &scale, &zero);
+                args.scale[n * groups + g] = scale;
+                args.zero[n * groups + g] = static_cast<uint8_t>(zero);
+                encode_row(w + begin, count, scale, zero, rule.max_code, args.codes + n * args.k + begin);
+            }
+        }
+    });
+}
+
+// --- GPTQ
+// ----------------------------------------------------------------------------------------------------------
+
+// 16 rows of the block, transposed: w[column][lane]; lanes past n repeat nothing and are never stored.
+struct RowTile {
+    float scale[kTileRows], zero[kTileRows];
+    int64_t first, count;
+    float* w;
+};
+
+void load_rows(const GptqArgs& args, const RowTile& tile) {
+    for (int64_t lane = 0; lane < kTileRows; ++lane) {
+        if (lane >= tile.count) {
+            for (int64_t j = 0; j < args.columns; ++j) tile.w[j * kTileRows + lane] = 0.0f;
+            continue;
+        }
+        const float* row = args.weight + (tile.first + lane) * args.weight_stride;
+        for (int64_t j = 0; j < args.columns; ++j) tile.w[j * kTileRows + lane] = row[j];
+    }
+}
+
+// The grid of a group from its columns as they stand now, or the one given.
+void enter_group(const GptqArgs& args, const GridRule& rule, int64_t group, RowTile& tile) {
+    const int64_t groups = ceil_div(args.columns, args.group_size);
+    const int64_t begin = group * args.group_size, end = std::min(args.columns, begin + args.group_size);
+    if (!args.search) {
+        for (int64_t lane = 0; lane < kTileRows; ++lane) {
+            const int64_t at = (tile.first + std::min(lane, tile.count - 1)) * groups + group;
+            tile.scale[lane] = args.scale[at];
+            tile.zero[lane] = static_cast<float>(args.zero[at]);
+        }
+        return;
+    }
+    float low[kTileRows] = {}, high[kTileRows] = {};
+    for (int64_t j = begin; j < end; ++j) {
+        const float* w = tile.w + j * kTileRows;
+        for (int lane = 0; lane < kTileRows; ++lane) {
+            low[lane] = w[lane] < low[lane] ? w[lane] : low[lane];
+            high[lane] = w[lane] > high[lane] ? w[lane] : high[lane];
+        }
+    }
+    for (int64_t lane = 0; lane < kTileRows; ++lane) {
+        rule.find(low[lane], high[lane], &tile.scale[lane], &tile.zero[lane]);
+        if (lane >= tile.count) continue;
+        args.scale[(tile.first + lane) * groups + group] = tile.scale[lane];
+        args.zero[(tile.first + lane) * groups + group] = static_cast<uint8_t>(tile.zero[lane]);
+    }
+}
+
+// Quantizes column j, leaves its error in its place and spreads it over the columns to the right.
+void quantize_column(const GptqArgs& args, const GridRule& rule, const RowTile& tile, int64_t j,
+                     uint8_t* codes) {
+    const float* hinv = args.hinv + j * args.hinv_stride;
+    const float diagonal = hinv[j];
+    float* w = tile.w + j * kTileRows;
+    float error[kTileRows];
+    for (int lane = 0; lane < kTileRows; ++lane) {
+        const float code = encode(w[lane], tile.scale[lane], tile.zero[lane], rule.max_code);
+        codes[lane] = static_cast<uint8_t>(static_cast<int>(code));
+        const float product = tile.scale[lane] * (code - tile.zero[lane]);
+        error[lane] = (w[lane] - product) / diagonal;
+    }
+    for (int64_t i = j + 1; i < args.columns; ++i) {
+        float* right = tile.w + i * kTileRows;
+        const float factor = hinv[i];
+        for (int lane = 0; lane < kTileRows; ++lane) right[lane] -= error[lane] * factor;
+    }
+    std::memcpy(w, error, sizeof error);
+}
+
+void gptq(const GptqArgs& args) {
+    const GridRule rule(args);
+    const int64_t tiles = tiles_of(args.n), blocks = std::min<int64_t>(tiles, 4 * args.threads);
+    const AlignedFloats buffers(blocks * args.columns * kTileRows);
+    std::vector<uint8_t> code_buffers(static_cast<size_t>(blocks * args.columns * kTileRows));
+    parallel_for(args.threads, blocks, 1, [&](int64_t block) {
+        RowTile tile;
+        tile.w = buffers.data() + block * args.columns * kTileRows;
+        uint8_t* codes = code_buffers.data() + block * args.columns * kTileRows;
+        for (int64_t i = tiles * block / blocks; i < tiles * (block + 1) / blocks; ++i) {
+            tile.first = i * kTileRows;
+            tile.count = std::min<int64_t>(kTileRows, args.n - tile.first);
+            load_rows(args, tile);
+            for (int64_t j = 0; j < args.columns; ++j) {
+                if (j % args.group_size == 0) enter_group(args, rule, j / args.group_size, tile);
+                quantize_column(args, rule, tile, j, codes + j * kTileRows);
+            }
+            for (int64_t lane = 0; lane < tile.count; ++lane) {
+                const int64_t row = (tile.first + lane) * args.columns;
+                for (int64_t j = 0; j < args.columns; ++j) {
+                    args.codes[row + j] = codes[j * kTileRows + lane];
+                    args.error[row + j] = tile.w[j * kTileRows + lane];
+                }
+            }
+        }
+    });
+}

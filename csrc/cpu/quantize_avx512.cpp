@@ -1,0 +1,36 @@
+// quantize_rtn and gptq_block in AVX-512 (F, BW, DQ, VL); the kernels are in quantize.inl.
+#if defined(__x86_64__)
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "../common/args.h"
+#include "../common/layout.h"
+#include "aligned.h"
+#include "half.h"
+#include "kernels.h"
+#include "parallel.h"
+
+// After every shared header: an inline function compiled for this instruction set must not be the one others
+// get.
+#pragma GCC target("avx2,avx512f,avx512bw,avx512dq,avx512vl")
+
+namespace mmq {
+namespace {
+
+#include "quantize.inl"
+
+}  // namespace
+
+void quantize_rtn_avx512(const RtnArgs& args) {
+    rtn(args);
+}
+
+void gptq_block_avx512(const GptqArgs& args) {
+    gptq(args);
+}
+
+}  // namespace mmq
+
+#endif  // x86-64

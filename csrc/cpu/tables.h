@@ -1,0 +1,46 @@
+// Constants of the vector code: which bytes a code of a stream touches, and what a field of a plane is worth.
+#pragma once
+
+#include <cstdint>
+
+#include "../common/layout.h"
+
+namespace mmq {
+
+// Lane i of 16 wants code i of a dense stream: its two bytes, then a shift. Lanes are 4 bytes; 0x80 gives
+// zero.
+template <int BITS>
+struct StreamFetch {
+    alignas(64) uint8_t byte[64] = {};
+    alignas(64) int32_t shift[16] = {};
+
+    constexpr StreamFetch() {
+        for (int i = 0; i < 16; ++i) {
+            const int first = i * BITS / 8;
+            byte[4 * i] = static_cast<uint8_t>(first);
+            byte[4 * i + 1] = static_cast<uint8_t>(first + 1 < 2 * BITS ? first + 1 : 0x80);
+            byte[4 * i + 2] = byte[4 * i + 3] = 0x80;
+            shift[i] = i * BITS % 8;
+        }
+    }
+};
+
+template <int BITS>
+inline constexpr StreamFetch<BITS> kStreamFetch{};
+
+// Entry i is worth field i mod 2^WIDTH: periodic, so that an index of 4 bits needs no mask. The top plane
+// carries the centre of the code: the sum over planes is q - 2^(bits-1).
+template <int WIDTH, int LOW, int CENTRE>
+struct FieldTable {
+    alignas(64) float value[16] = {};
+
+    constexpr FieldTable() {
+        for (int i = 0; i < 16; ++i)
+            value[i] = static_cast<float>(((i & ((1 << WIDTH) - 1)) << LOW) - CENTRE);
+    }
+};
+
+template <int WIDTH, int LOW, int CENTRE>
+inline constexpr FieldTable<WIDTH, LOW, CENTRE> kFieldTable{};
+
+}  // namespace mmq

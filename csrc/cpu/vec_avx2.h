@@ -1,0 +1,94 @@
+// A register of 16 rows as two AVX2 registers. Included inside an anonymous namespace of a kernel file.
+
+struct F16 {
+    __m256 lo, hi;
+};
+struct I16 {
+    __m256i lo, hi;
+};
+
+constexpr int kTokens = 6;  // 12 accumulators, 2 registers of weights, 1 of x: 15 of 16
+
+inline F16 set1(float value) {
+    const __m256 v = _mm256_set1_ps(value);
+    return {v, v};
+}
+inline F16 load(const float* from) {
+    return {_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)};
+}
+inline void store(float* to, F16 a) {
+    _mm256_storeu_ps(to, a.lo);
+    _mm256_storeu_ps(to + 8, a.hi);
+}
+inline F16 add(F16 a, F16 b) {
+    return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)};
+}
+inline F16 sub(F16 a, F16 b) {
+    return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)};
+}
+inline F16 mul(F16 a, F16 b) {
+    return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
+}
+// a * b + c
+inline F16 fma(F16 a, F16 b, F16 c) {
+    return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+// c - a * b
+inline F16 fnma(F16 a, F16 b, F16 c) {
+    return {_mm256_fnmadd_ps(a.lo, b.lo, c.lo), _mm256_fnmadd_ps(a.hi, b.hi, c.hi)};
+}
+
+inline I16 load_words(const int32_t* from) {
+    const __m256i* p = reinterpret_cast<const __m256i*>(from);
+    return {_mm256_loadu_si256(p), _mm256_loadu_si256(p + 1)};
+}
+inline I16 shift_right(I16 a, int count) {
+    return {_mm256_srli_epi32(a.lo, count), _mm256_srli_epi32(a.hi, count)};
+}
+inline I16 shift_left(I16 a, int count) {
+    return {_mm256_slli_epi32(a.lo, count), _mm256_slli_epi32(a.hi, count)};
+}
+inline I16 mask(I16 a, int32_t bits) {
+    const __m256i m = _mm256_set1_epi32(bits);
+    return {_mm256_and_si256(a.lo, m), _mm256_and_si256(a.hi, m)};
+}
+inline I16 either(I16 a, I16 b) {
+    return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)};
+}
+// Adds 128 to every byte, mod 256: codes of 8 bits become signed bytes centred on 0.
+inline I16 centre_bytes(I16 a) {
+    const __m256i top = _mm256_set1_epi32(static_cast<int>(0x80808080u));
+    return {_mm256_xor_si256(a.lo, top), _mm256_xor_si256(a.hi, top)};
+}
+inline I16 signed_byte(I16 a, int i) {
+    return {_mm256_srai_epi32(_mm256_slli_epi32(a.lo, 24 - 8 * i), 24),
+            _mm256_srai_epi32(_mm256_slli_epi32(a.hi, 24 - 8 * i), 24)};
+}
+inline F16 to_float(I16 a) {
+    return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)};
+}
+
+inline F16 load_fp16(const uint16_t* from) {
+    const __m128i* p = reinterpret_cast<const __m128i*>(from);
+    return {_mm256_cvtph_ps(_mm_loadu_si128(p)), _mm256_cvtph_ps(_mm_loadu_si128(p + 1))};
+}
+inline __m256 widen_bf16(__m128i half) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+inline F16 load_bf16(const uint16_t* from) {
+    const __m128i* p = reinterpret_cast<const __m128i*>(from);
+    return {widen_bf16(_mm_loadu_si128(p)), widen_bf16(_mm_loadu_si128(p + 1))};
+}
+
+// 16 codes of a dense stream that starts at a byte: each lane fetches the two bytes its code touches.
+template <int BITS>
+inline F16 load_stream(const uint8_t* from) {
+    uint8_t bytes[16] = {};
+    std::memcpy(bytes, from, 2 * BITS);
+    const __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+    const __m256i* f = reinterpret_cast<const __m256i*>(kStreamFetch<BITS>.byte);
+    const __m256i* s = reinterpret_cast<const __m256i*>(kStreamFetch<BITS>.shift);
+    const I16 windows = {_mm256_srlv_epi32(_mm256_shuffle_epi8(all, f[0]), s[0]),
+                         _mm256_srlv_epi32(_mm256_shuffle_epi8(all, f[1]), s[1])};
+    return to_float(mask(windows, (1 << BITS) - 1));
+}

@@ -1,0 +1,208 @@
+"""The CPU backend: the compiled kernels of `csrc/cpu`, with as many threads as torch uses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmq_kernels import _native
+from mmq_kernels.backends import ACTIVATIONS, Backend, PackedWeight, RuntimeShapes, RuntimeWeight
+from mmq_kernels.spec import QuantSpec, ceil_div
+
+TILE_ROWS = 16
+"""Rows of W that the layout interleaves; `kTileRows` of csrc/common/layout.h."""
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""In the order of csrc/common/args.h, as `ACTIVATIONS` is."""
+
+
+class CpuBackend(Backend):
+    """Layout "cpu": weight int32 ``[ceil(n/16), plane_words(k), 16]``, rows past n zero.
+
+    scale ``[groups, 16 * ceil(n/16)]``, zero ``[groups, words of 16 * ceil(n/16) codes]``, both padded with zeros.
+    """
+
+    name = "cpu"
+    layout = "cpu"
+
+    def why_unavailable(self) -> str | None:
+        return _native.why_missing()
+
+    def why_not(self, op: str, device: torch.device, dtype: torch.dtype | None, layout: str | None) -> str | None:
+        # A layer without data yet takes the layout of the backend it is made for.
+        if device.type != "cpu" and not (op == "prepack" and device.type == "meta"):
+            return f"device is {device.type}, not cpu"
+        if layout not in (None, self.layout):
+            return f"the weight has layout {layout!r}, not {self.layout!r}"
+        return None
+
+    def runtime_shapes(self, spec: QuantSpec, n: int, k: int) -> RuntimeShapes:
+        groups, tiles = spec.groups(k), ceil_div(n, TILE_ROWS)
+        rows = tiles * TILE_ROWS
+        return RuntimeShapes((tiles, spec.plane_words(k), TILE_ROWS), (groups, rows), (groups, spec.words(rows)))
+
+    def prepack(self, packed: PackedWeight, spec: QuantSpec, n: int, k: int) -> RuntimeWeight:
+        shapes = self.runtime_shapes(spec, n, k)
+        words = packed.words.contiguous()
+        weight = torch.empty(shapes.weight, dtype=torch.int32)
+        _native.module().prepack(*_addresses(words, weight), spec.bits, n, k, torch.get_num_threads())
+        zero = None if packed.zero is None else _transposed_into(shapes.zero, packed.zero)
+        return RuntimeWeight(weight, _transposed_into(shapes.scale, packed.scale), zero)
+
+    def unprepack(self, runtime: RuntimeWeight, spec: QuantSpec, n: int, k: int) -> PackedWeight:
+        weight = runtime.weight.contiguous()
+        words = torch.empty(n, spec.words(k), dtype=torch.int32)
+        _native.module().unprepack(*_addresses(weight, words), spec.bits, n, k, torch.get_num_threads())
+        zero = None if runtime.zero is None else runtime.zero[:, : spec.words(n)].t().contiguous()
+        return PackedWeight(words, runtime.scale[:, :n].t().contiguous(), zero)
+
+    def gemm(
+        self,
+        x: Tensor,
+        runtime: RuntimeWeight,
+        bias: Tensor | None,
+        spec: QuantSpec,
+        n: int,
+        layout: str,
+        activation: str,
+        isa: str = "",
+    ) -> Tensor:
+        m, k = x.shape
+        weight, scale, zero = _contiguous(runtime)
+        bias = None if bias is None else bias.detach().to(x.dtype).contiguous()
+        y = torch.empty(m, n, dtype=x.dtype)
+        _native.module().gemm(
+            *_addresses(x, weight, scale, zero, bias, y),
+            spec.bits,
+            spec.group_size,
+            m,
+            n,
+            k,
+            DTYPES.index(x.dtype),
+            DTYPES.index(scale.dtype),
+            ACTIVATIONS.index(activation),
+            torch.get_num_threads(),
+            isa,
+        )
+        return y
+
+    def dequantize(
+        self,
+        runtime: RuntimeWeight,
+        spec: QuantSpec,
+        n: int,
+        k: int,
+        layout: str,
+        dtype: torch.dtype,
+        isa: str = "",
+    ) -> Tensor:
+        weight, scale, zero = _contiguous(runtime)
+        out = torch.empty(n, k, dtype=dtype)
+        _native.module().dequantize(
+            *_addresses(weight, scale, zero, out),
+            spec.bits,
+            spec.group_size,
+            n,
+            k,
+            DTYPES.index(dtype),
+            DTYPES.index(scale.dtype),
+            torch.get_num_threads(),
+            isa,
+        )
+        return out
+
+    def pack(self, codes: Tensor, bits: int) -> Tensor:
+        n, k = codes.shape
+        words = torch.empty(n, QuantSpec(bits).words(k), dtype=torch.int32)
+        _native.module().pack(*_addresses(codes, words), bits, n, k, torch.get_num_threads())
+        return words
+
+    def unpack(self, words: Tensor, bits: int, k: int) -> Tensor:
+        n = words.shape[0]
+        codes = torch.empty(n, k, dtype=torch.uint8)
+        _native.module().unpack(*_addresses(words, codes), bits, n, k, torch.get_num_threads())
+        return codes
+
+    def quantize_rtn(
+        self, weight: Tensor, spec: QuantSpec, scale_dtype: torch.dtype, isa: str = ""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        n, k = weight.shape
+        codes = torch.empty(n, k, dtype=torch.uint8)
+        scale = torch.empty(n, spec.groups(k), dtype=torch.float32)
+        zero = torch.empty(n, spec.groups(k), dtype=torch.uint8)
+        _native.module().quantize_rtn(
+            *_addresses(weight, codes, scale, zero),
+            spec.bits,
+            spec.group_size,
+            spec.symmetric,
+            n,
+            k,
+            DTYPES.index(weight.dtype),
+            DTYPES.index(scale_dtype),
+            torch.get_num_threads(),
+            isa,
+        )
+        return codes, scale.to(scale_dtype), zero
+
+    def gptq_block(
+        self,
+        weight: Tensor,
+        hinv: Tensor,
+        scale: Tensor | None,
+        zero: Tensor | None,
+        spec: QuantSpec,
+        scale_dtype: torch.dtype,
+        isa: str = "",
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        n, columns = weight.shape
+        groups = spec.groups(columns)
+        search = scale is None or zero is None
+        if search:
+            grid_scale, grid_zero = torch.empty(n, groups), torch.empty(n, groups, dtype=torch.uint8)
+        else:
+            assert scale is not None and zero is not None
+            scale_dtype = scale.dtype
+            grid_scale = scale.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+            grid_zero = zero.clone(memory_format=torch.contiguous_format)
+        weight, hinv = _rows_in_memory(weight), _rows_in_memory(hinv)
+        codes, error = torch.empty(n, columns, dtype=torch.uint8), torch.empty(n, columns)
+        _native.module().gptq_block(
+            weight.data_ptr(),
+            max(weight.stride(0), columns),
+            hinv.data_ptr(),
+            max(hinv.stride(0), columns),
+            *_addresses(codes, error, grid_scale, grid_zero),
+            search,
+            spec.bits,
+            spec.group_size,
+            spec.symmetric,
+            n,
+            columns,
+            DTYPES.index(scale_dtype),
+            torch.get_num_threads(),
+            isa,
+        )
+        return codes, error, grid_scale.to(scale_dtype), grid_zero
+
+
+def _addresses(*tensors: Tensor | None) -> tuple[int, ...]:
+    """Where tensors lie; 0 for None."""
+    return tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
+
+
+def _contiguous(runtime: RuntimeWeight) -> RuntimeWeight:
+    zero = None if runtime.zero is None else runtime.zero.contiguous()
+    return RuntimeWeight(runtime.weight.contiguous(), runtime.scale.contiguous(), zero)
+
+
+def _transposed_into(shape: tuple[int, ...], source: Tensor) -> Tensor:
+    """`source` transposed, padded with zeros at the right."""
+    out = torch.zeros(shape, dtype=source.dtype)
+    out[:, : source.shape[0]] = source.t()
+    return out
+
+
+def _rows_in_memory(matrix: Tensor) -> Tensor:
+    """`matrix` itself where each of its rows is contiguous and rows do not overlap, else a contiguous copy."""
+    plain = matrix.stride(1) == 1 and (matrix.shape[0] < 2 or matrix.stride(0) >= matrix.shape[1])
+    return matrix if plain else matrix.contiguous()

@@ -1,0 +1,168 @@
+"""Builds `mmq_kernels._C` from `csrc` with ninja: C++17 for every CPU, CUDA where nvcc is found, no torch headers.
+
+Environment:
+    MMQ_BUILD       "none" installs pure Python (the reference backend only); "all" (default) compiles
+    MMQ_CUDA        "auto" (default) compiles csrc/cuda where nvcc is found, "on" insists, "off" leaves it out
+    MMQ_CUDA_ARCHS  compute capabilities, ";" between them; the last one also as PTX
+    CXX, MAX_JOBS   the C++ compiler; how many compilations at a time
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+ARCHS = "80;89;90a;100;120"
+CXX_FLAGS = (
+    # Contraction would fuse a multiplication and a subtraction that the reference rounds one by one.
+    "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -fopenmp -Wall -Wextra"
+)
+
+
+def choice(name: str, values: tuple[str, ...]) -> str:
+    """Environment variable `name`, the first of `values` where it is not set."""
+    got = os.environ.get(name) or values[0]
+    if got not in values:
+        sys.exit(f"{name} must be one of {', '.join(values)}, got {got!r}")
+    return got
+
+
+def nvccs() -> list[Path]:
+    """nvcc of CUDA_HOME, of the PATH, and of the usual folder, as far as they exist."""
+    home, on_path = os.environ.get("CUDA_HOME"), shutil.which("nvcc")
+    candidates = [Path(home) / "bin" / "nvcc"] if home else []
+    candidates += [Path(on_path).resolve()] if on_path else []
+    candidates.append(Path("/usr/local/cuda/bin/nvcc"))
+    return [path for path in candidates if path.is_file()]
+
+
+def find_runtime(nvcc: Path) -> Path | None:
+    """Folder of the static CUDA runtime that belongs to `nvcc`."""
+    home = nvcc.parent.parent
+    folders = [home / "lib64", home / "lib", *sorted((home / "targets").glob("*/lib"))]
+    return next((folder for folder in folders if (folder / "libcudart_static.a").is_file()), None)
+
+
+def cuda_toolkit() -> tuple[Path, Path] | None:
+    """nvcc and the folder of its runtime, or None where CUDA is left out."""
+    wanted = choice("MMQ_CUDA", ("auto", "on", "off"))
+    if wanted == "off":
+        return None
+    for nvcc in nvccs():  # one on the PATH may be a script that stands apart from its toolkit
+        runtime = find_runtime(nvcc)
+        if runtime:
+            return nvcc, runtime
+    missing = "nvcc with libcudart_static.a (CUDA_HOME, PATH, /usr/local/cuda)"
+    if wanted == "on":
+        sys.exit(f"MMQ_CUDA=on needs {missing}, found none; install the CUDA toolkit or set MMQ_CUDA=off")
+    print(f"without CUDA: found no {missing}")
+    return None
+
+
+def cuda_archs() -> list[str]:
+    """Compute capabilities to compile for."""
+    archs = [arch.strip() for arch in (os.environ.get("MMQ_CUDA_ARCHS") or ARCHS).split(";") if arch.strip()]
+    for arch in archs:
+        if not arch.rstrip("af").isdigit():
+            sys.exit(f'MMQ_CUDA_ARCHS must be capabilities like "80;90a", got {arch!r}')
+    return archs
+
+
+def escape(path: Path | str) -> str:
+    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+class BuildNative(build_ext):
+    """Writes one build.ninja and runs it: parallel, incremental, and the same for every way to install."""
+
+    def build_extension(self, ext: Extension) -> None:
+        import pybind11
+
+        target = Path(self.get_ext_fullpath(ext.name)).resolve()
+        # Not `build_temp`: editable installs make a new one each time, and nothing would be incremental.
+        build = ROOT / "build" / f"native-{sysconfig.get_config_var('SOABI')}"
+        build.mkdir(parents=True, exist_ok=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        toolkit = cuda_toolkit()
+        includes = [pybind11.get_include(), sysconfig.get_path("include")]
+        self.write_config(build / "build_config.h", toolkit is not None)
+        (build / "build.ninja").write_text(self.rules(includes, toolkit, build, target))
+        self.run_ninja(build)
+
+    def write_config(self, path: Path, cuda: bool) -> None:
+        """What the module says about its build; rewritten only when it changed, so that nothing recompiles."""
+        lines = ["#pragma once", f'#define MMQ_VERSION "{self.distribution.get_version()}"']
+        if cuda:
+            lines.append(f'#define MMQ_CUDA_ARCHS "{";".join(cuda_archs())}"')
+        text = "\n".join(lines) + "\n"
+        if not path.exists() or path.read_text() != text:
+            path.write_text(text)
+
+    def rules(self, includes: list, toolkit: tuple[Path, Path] | None, build: Path, target: Path) -> str:
+        """The build.ninja."""
+        # -MMD lists no system headers: the module recompiles with build_config.h, not with Python's.
+        flags = " ".join([f"-I{escape(build)}", *(f"-isystem {escape(folder)}" for folder in includes)])
+        link = "-shared -fopenmp -Wl,--as-needed"
+        sources = sorted((ROOT / "csrc").glob("*.cpp")) + sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
+        lines = [
+            f"cxx = {os.environ.get('CXX') or 'c++'}",
+            "rule cxx",
+            f"  command = $cxx -MMD -MF $out.d {CXX_FLAGS} {flags} -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = compile $in",
+        ]
+        if toolkit:
+            nvcc, runtime = toolkit
+            archs = cuda_archs()
+            codes = [f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in archs]
+            codes.append(f"-gencode arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+            lines += [
+                "rule nvcc",
+                f"  command = {escape(nvcc)} -ccbin $cxx -MD -MF $out.d -std=c++17 -O3 -Xcompiler"
+                f" -fPIC,-fvisibility=hidden {' '.join(codes)} -c $in -o $out",
+                "  depfile = $out.d",
+                "  deps = gcc",
+                "  description = nvcc $in",
+            ]
+            sources += sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+            # Hidden: torch may hold a CUDA runtime of its own.
+            link += f" -L{escape(runtime)} -Wl,--exclude-libs,ALL"
+        libraries = "-lcudart_static -ldl -lrt -lpthread" if toolkit else ""
+        lines += ["rule link", f"  command = $cxx $in -o $out {link} {libraries}", "  description = link $out"]
+        objects = []
+        for source in sources:
+            item = escape(build / (source.relative_to(ROOT / "csrc").as_posix().replace("/", "_") + ".o"))
+            lines.append(f"build {item}: {'nvcc' if source.suffix == '.cu' else 'cxx'} {escape(source)}")
+            objects.append(item)
+        lines += [f"build {escape(target)}: link {' '.join(objects)}", f"default {escape(target)}", ""]
+        return "\n".join(lines)
+
+    def run_ninja(self, build: Path) -> None:
+        ninja = shutil.which("ninja")
+        if ninja is None:
+            from ninja import BIN_DIR
+
+            ninja = str(Path(BIN_DIR) / "ninja")
+        jobs = os.environ.get("MAX_JOBS")
+        command = [ninja, "-C", str(build), *(["-j", jobs] if jobs else [])]
+        if subprocess.run(command, check=False).returncode != 0:
+            sys.exit(
+                "compiling csrc failed (see above); MMQ_BUILD=none installs without compiled kernels,"
+                " MMQ_CUDA=off without CUDA"
+            )
+
+
+native = choice("MMQ_BUILD", ("all", "none")) == "all"
+setup(
+    ext_modules=[Extension("mmq_kernels._C", sources=[])] if native else [],
+    cmdclass={"build_ext": BuildNative},
+)
