@@ -12,8 +12,9 @@ from mmq_kernels.eval.datasets import (
 )
 from mmq_kernels.eval.errors import DataError, ModelMismatch
 from mmq_kernels.eval.images import PixelStore
+from mmq_kernels.eval.prepared import Prepared, prepare
 from mmq_kernels.eval.result import EvalResult, compare, metric_samples, write_predictions
-from mmq_kernels.eval.runner import EvalOptions, Prepared, evaluate, evaluate_prepared, prepare
+from mmq_kernels.eval.runner import EvalOptions, evaluate, evaluate_prepared
 from mmq_kernels.eval.size import ModelSize, model_size
 
 __all__ = [

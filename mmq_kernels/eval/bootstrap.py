@@ -84,9 +84,7 @@ def paired_interval(
     """
     if samples.keys != baseline.keys or samples.clusters != baseline.clusters:
         odd = len(set(samples.keys) ^ set(baseline.keys))
-        raise ValueError(
-            f"a paired comparison needs the same samples in the same order; {odd} are in one run only"
-        )
+        raise ValueError(f"a paired comparison needs the same samples in the same order; {odd} are in one run only")
     ours, theirs = _resampled([samples.by_cluster(), baseline.by_cluster()], seed, resamples)
     return Interval(samples.value - baseline.value, *_percentiles(ours - theirs, confidence))
 

@@ -81,9 +81,9 @@ class RetrievalGallery:
     image_of: tuple[int, ...]
 
     @classmethod
-    def from_samples(cls, samples: Sequence[CaptionSample]) -> RetrievalGallery:
-        """The gallery of `samples`, with every caption of every image."""
-        pairs = [(i, text) for i, sample in enumerate(samples) for text in sample.references]
+    def from_samples(cls, samples: Sequence[CaptionSample], captions_per_image: int | None = None) -> RetrievalGallery:
+        """The gallery of `samples`, with the first `captions_per_image` of each image, or all."""
+        pairs = [(i, text) for i, sample in enumerate(samples) for text in sample.references[:captions_per_image]]
         return cls(
             tuple(sample.image_id for sample in samples),
             tuple(sample.image for sample in samples),
@@ -96,7 +96,13 @@ Samples = list[CaptionSample] | list[VqaSample] | RetrievalGallery
 
 
 def load(
-    task: str, folder: str | Path, split: str | None = None, *, limit: int | None = None, seed: int = 0
+    task: str,
+    folder: str | Path,
+    split: str | None = None,
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    captions_per_image: int | None = None,
 ) -> Samples:
     """Samples of `task` under `folder`, in the order of the file.
 
@@ -105,14 +111,20 @@ def load(
         folder: the dataset's root, laid out as in this module's table.
         split: one of `SPLITS[task]`; None is the evaluation split.
         limit: at most so many samples (images, for retrieval), drawn without replacement with `seed`.
+        captions_per_image: of a retrieval gallery, the first so many of each image; None takes all.
 
     Raises:
         DataError: a file or image is missing, of another layout, or holds an id twice.
         ValueError: unknown task or split, or a limit below 1.
     """
+    if captions_per_image is not None and (captions_per_image < 1 or task != "retrieval"):
+        raise ValueError(
+            f"captions_per_image must be at least 1 and belongs to task retrieval, got {captions_per_image} "
+            f"for task {task}"
+        )
     samples = _subset(_load_all(task, Path(folder), split), limit, seed)
     _require_images(sample.image for sample in samples)
-    return RetrievalGallery.from_samples(samples) if task == "retrieval" else samples
+    return RetrievalGallery.from_samples(samples, captions_per_image) if task == "retrieval" else samples
 
 
 def calibration_samples(
@@ -190,14 +202,10 @@ def _vqav2(folder: Path, split: str) -> list[VqaSample]:
     year = f"{split}2014"
     question_path = folder / "questions" / f"v2_OpenEnded_mscoco_{year}_questions.json"
     answer_path = folder / "annotations" / f"v2_mscoco_{year}_annotations.json"
-    questions = unique(
-        entries(read_json(question_path), "questions", question_path), "question_id", question_path
-    )
+    questions = unique(entries(read_json(question_path), "questions", question_path), "question_id", question_path)
     annotations = {
         field(entry, "question_id", int, answer_path): entry
-        for entry in unique(
-            entries(read_json(answer_path), "annotations", answer_path), "question_id", answer_path
-        )
+        for entry in unique(entries(read_json(answer_path), "annotations", answer_path), "question_id", answer_path)
     }
     samples = []
     for question in questions:
@@ -205,13 +213,9 @@ def _vqav2(folder: Path, split: str) -> list[VqaSample]:
         if question_id not in annotations:
             raise DataError(f"{answer_path}: no answers for question {question_id} of {question_path}")
         annotation = annotations[question_id]
-        answers = tuple(
-            field(a, "answer", str, answer_path) for a in entries(annotation, "answers", answer_path)
-        )
+        answers = tuple(field(a, "answer", str, answer_path) for a in entries(annotation, "answers", answer_path))
         if len(answers) != VQA_ANSWERS:
-            raise DataError(
-                f"{answer_path}: question {question_id} needs {VQA_ANSWERS} answers, has {len(answers)}"
-            )
+            raise DataError(f"{answer_path}: question {question_id} needs {VQA_ANSWERS} answers, has {len(answers)}")
         image_id = field(question, "image_id", int, question_path)
         samples.append(
             VqaSample(

@@ -102,9 +102,7 @@ def run_queries(
             asked = [queries[members[i]] for i in part]
             answered = [replies[members[i]] for i in part]
             with effort.stage("prompt"):
-                started = start(
-                    model, [rows[i] for i in part], features[[place[query.image] for query in asked]]
-                )
+                started = start(model, [rows[i] for i in part], features[[place[query.image] for query in asked]])
             with effort.stage("nll"):
                 _add_likelihoods(model, started, asked, answered)
             if decoding is not None:

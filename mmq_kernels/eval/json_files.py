@@ -34,9 +34,7 @@ def entries(content: Any, key: str | None, path: Path) -> list[dict[str, Any]]:
     """
     if key is not None:
         if not isinstance(content, dict):
-            raise DataError(
-                f'{path} has another layout: expected an object with "{key}", got a {_kind(content)}'
-            )
+            raise DataError(f'{path} has another layout: expected an object with "{key}", got a {_kind(content)}')
         if key not in content:
             raise DataError(f'{path} has another layout: missing key "{key}"')
         content = content[key]

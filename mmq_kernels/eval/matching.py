@@ -42,8 +42,7 @@ class MatchingModel:
         missing = [part for part in _PARTS if not hasattr(model, part)]
         if missing:
             raise ModelMismatch(
-                f"task retrieval needs an image-text-retrieval model with {missing[0]}, "
-                f"{type(model).__name__} has none"
+                f"task retrieval needs an image-text-retrieval model with {missing[0]}, {type(model).__name__} has none"
             )
         self.model = model
         self.tokenizer = getattr(processor, "tokenizer", processor)

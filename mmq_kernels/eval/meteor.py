@@ -20,9 +20,7 @@ _SEPARATOR = " ||| "
 _END_SECONDS = 10.0
 
 
-def meteor_scores(
-    hypotheses: Sequence[str], references: Sequence[Sequence[str]]
-) -> tuple[float, list[float]]:
+def meteor_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
     """METEOR of the corpus and of each hypothesis, all tokenized text.
 
     Raises:

@@ -48,9 +48,7 @@ class PromptedModel:
     def __init__(self, model: Any, processor: Any) -> None:
         missing = [part for part in _PARTS if not hasattr(model, part)]
         if missing:
-            raise ModelMismatch(
-                f"a generative task needs a model with {missing[0]}, {type(model).__name__} has none"
-            )
+            raise ModelMismatch(f"a generative task needs a model with {missing[0]}, {type(model).__name__} has none")
         self.model = model
         self.language = model.language_model
         self.tokenizer = getattr(processor, "tokenizer", processor)
@@ -129,9 +127,7 @@ def _image_tokens(config: Any, processor: Any, tokenizer: Any) -> tuple[int, int
     """Id and number of the image tokens, agreed upon by model, processor and tokenizer."""
     token, count = getattr(config, "image_token_index", None), config.num_query_tokens
     if token is None:
-        raise ModelMismatch(
-            "the model's config has no image_token_index: it cannot place the image in a prompt"
-        )
+        raise ModelMismatch("the model's config has no image_token_index: it cannot place the image in a prompt")
     named = getattr(processor, "image_token", None)
     if named is not None:
         known = tokenizer.convert_tokens_to_ids(str(getattr(named, "content", named)))

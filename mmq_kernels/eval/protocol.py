@@ -65,12 +65,8 @@ _BLIP2_QUESTION = "Question: {} Short answer:"
 PROTOCOLS: dict[tuple[str, str, str], Protocol] = {
     ("blip-2", "opt", "caption"): _BLIP2_CAPTION,
     ("blip-2", "t5", "caption"): _BLIP2_CAPTION,
-    ("blip-2", "opt", "vqa"): Protocol(
-        _BLIP2_QUESTION, Decoding(10, 5, min_new_tokens=1, length_penalty=0.0)
-    ),
-    ("blip-2", "t5", "vqa"): Protocol(
-        _BLIP2_QUESTION, Decoding(10, 5, min_new_tokens=1, length_penalty=-1.0)
-    ),
+    ("blip-2", "opt", "vqa"): Protocol(_BLIP2_QUESTION, Decoding(10, 5, min_new_tokens=1, length_penalty=0.0)),
+    ("blip-2", "t5", "vqa"): Protocol(_BLIP2_QUESTION, Decoding(10, 5, min_new_tokens=1, length_penalty=-1.0)),
 }
 """(model type, its language model's type, task) -> protocol."""
 

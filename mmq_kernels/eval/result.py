@@ -93,9 +93,7 @@ def metric_samples(records: Iterable[Record]) -> dict[str, MetricSamples]:
     for name, (kind, rank) in RECALL_METRICS.items():
         chosen = [record for record in records if record.get("kind") == kind and record.get(rank) is not None]
         if chosen:
-            series[name] = _samples(
-                chosen, [float(record[rank] < 1) for record in chosen], [1.0] * len(chosen)
-            )
+            series[name] = _samples(chosen, [float(record[rank] < 1) for record in chosen], [1.0] * len(chosen))
     return series
 
 

@@ -20,11 +20,10 @@ from typing import Any, cast
 import numpy as np
 
 from mmq_kernels.eval.answers import answer_accuracy
-from mmq_kernels.eval.captions import CaptionScorer
-from mmq_kernels.eval.datasets import SPLITS, CaptionSample, RetrievalGallery, Samples, VqaSample, load
+from mmq_kernels.eval.datasets import RetrievalGallery, VqaSample
 from mmq_kernels.eval.generative import Effort, Query, Reply, run_queries
-from mmq_kernels.eval.images import PixelStore
 from mmq_kernels.eval.matching import MatchingModel
+from mmq_kernels.eval.prepared import Prepared, prepare
 from mmq_kernels.eval.prompted import PromptedModel
 from mmq_kernels.eval.protocol import Protocol, clean_caption, protocol_for
 from mmq_kernels.eval.result import EvalResult, Record, intervals, versions, write_predictions
@@ -67,67 +66,6 @@ class EvalOptions:
             raise ValueError(f"nll_references must be first or all, got {self.nll_references!r}")
         if not (self.generate or self.nll):
             raise ValueError("generate or nll must be on, got neither")
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Samples of a task, ready for any number of models that share a processor. Made by `prepare`."""
-
-    task: str
-    folder: Path
-    split: str
-    limit: int | None
-    seed: int
-    samples: Samples
-    processor: Any
-    pixels: PixelStore
-    tokenizer: str
-    _scorers: list[CaptionScorer] = field(default_factory=list, repr=False)
-
-    def caption_samples(self) -> list[CaptionSample]:
-        """The samples of task `caption`."""
-        return cast("list[CaptionSample]", self.samples)
-
-    def caption_scorer(self) -> CaptionScorer:
-        """The scorer of these samples' references, which are tokenized on the first call."""
-        if not self._scorers:
-            references = {s.image_id: s.references for s in self.caption_samples()}
-            self._scorers.append(CaptionScorer(references, tokenizer=self.tokenizer))
-        return self._scorers[0]
-
-    def settings(self) -> dict[str, Any]:
-        """What a result says about its data."""
-        return {"data": str(self.folder), "split": self.split, "limit": self.limit, "seed": self.seed}
-
-
-def prepare(
-    task: str,
-    folder: str | Path,
-    processor: Any,
-    *,
-    split: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    tokenizer: str = "auto",
-    pixels: PixelStore | None = None,
-) -> Prepared:
-    """Reads what `task` needs from `folder`.
-
-    Args:
-        processor: of the models to be evaluated.
-        split, limit, seed: see `mmq_kernels.eval.datasets.load`.
-        tokenizer: of captions before scoring: `ptb`, `plain`, or `auto` (`ptb` where Java is).
-        pixels: a store to share between tasks with the same images and processor.
-
-    Raises:
-        DataError: the data is missing, damaged or of another layout.
-        ValueError: unknown task or split.
-    """
-    samples = load(task, folder, split, limit=limit, seed=seed)
-    store = PixelStore(processor) if pixels is None else pixels
-    return Prepared(
-        task, Path(folder), split or SPLITS[task][0], limit, seed, samples, processor, store, tokenizer
-    )
 
 
 def evaluate(
@@ -352,9 +290,7 @@ def _retrieval(model: Any, data: Prepared, options: EvalOptions, progress: Progr
     return _Found(metrics, records, len(gallery.images), effort, settings)
 
 
-def _gallery_records(
-    gallery: RetrievalGallery, folder: Path, final: Ranking, contrastive: Ranking
-) -> list[Record]:
+def _gallery_records(gallery: RetrievalGallery, folder: Path, final: Ranking, contrastive: Ranking) -> list[Record]:
     names = [path.relative_to(folder).as_posix() for path in gallery.images]
     images = [
         {

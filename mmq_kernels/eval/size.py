@@ -57,9 +57,7 @@ def model_size(
         float_bits: bits that an unquantized weight counts for; None counts it as held. With 16, a model held
             in float32 for lack of fast half precision says what its half-precision checkpoint weighs.
     """
-    parts = {
-        name: _measure(model, tuple(prefixes), float_bits) for name, prefixes in (components or {}).items()
-    }
+    parts = {name: _measure(model, tuple(prefixes), float_bits) for name, prefixes in (components or {}).items()}
     whole = _measure(model, ("",), float_bits)
     return ModelSize(whole.weights, whole.weight_bits, whole.memory_bytes, parts)
 

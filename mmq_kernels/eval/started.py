@@ -50,9 +50,7 @@ class StartedDecoder:
         targets, counted = _padded(references, self._model.pad, self._batch.input_ids.device)
         fed = torch.cat([self._batch.input_ids[:, -1:], targets[:, :-1]], dim=1)
         mask = torch.cat([self._batch.attention_mask, counted[:, :-1].long()], dim=1)
-        output = self._model.language(
-            input_ids=fed, attention_mask=mask, past_key_values=self._cache, use_cache=True
-        )
+        output = self._model.language(input_ids=fed, attention_mask=mask, past_key_values=self._cache, use_cache=True)
         self._cache = output.past_key_values
         self._cache.crop(-fed.shape[1])
         return Forced(output.logits, targets, counted)

@@ -77,8 +77,7 @@ def _ptb(lines: list[str]) -> list[str]:
     if done.returncode or len(tokens) != len(filled):
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise DataError(
-            f"PTBTokenizer gave {len(tokens)} lines for {len(filled)} captions "
-            f"(exit {done.returncode}: {last})"
+            f"PTBTokenizer gave {len(tokens)} lines for {len(filled)} captions (exit {done.returncode}: {last})"
         )
     kept = iter(" ".join(word for word in line.split() if word not in _PUNCTUATION) for line in tokens)
     return [next(kept) if line else "" for line in lines]

@@ -17,8 +17,7 @@ def test_interval_covers_the_truth_as_often_as_it_says() -> None:
     hits = sum(
         found.low <= 0.7 <= found.high
         for found in (
-            interval(_samples((generator.random(200) < 0.7).astype(float)), resamples=400)
-            for _ in range(trials)
+            interval(_samples((generator.random(200) < 0.7).astype(float)), resamples=400) for _ in range(trials)
         )
     )
     assert 0.90 <= hits / trials <= 0.985

@@ -107,9 +107,7 @@ def test_meteor_equals_pycocoevalcap() -> None:
     assert each == pytest.approx([0.27588264629992343, 0.22660483853454663, 0.4330034260735872])
 
 
-def test_without_java_the_tokenization_is_plain_and_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_without_java_the_tokenization_is_plain_and_says_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     scores = CaptionScorer(REFERENCES).score(CAPTIONS)
     assert scores.tokenizer == "plain" and scores.meteor is None

@@ -94,6 +94,16 @@ def test_limit_of_a_gallery_counts_images(tmp_path: Path) -> None:
     assert len(gallery.images) == 4 and len(gallery.captions) == 8
 
 
+def test_a_gallery_may_take_the_first_captions_only(tmp_path: Path) -> None:
+    write_flickr(tmp_path)
+    gallery = load("retrieval", tmp_path, captions_per_image=1)
+    assert gallery.captions[:2] == ("A red star.", "A green circle.") and gallery.image_of == tuple(range(6))
+    with pytest.raises(ValueError, match=r"captions_per_image must be at least 1 .* got 0 for task retrieval"):
+        load("retrieval", tmp_path, captions_per_image=0)
+    with pytest.raises(ValueError, match="belongs to task retrieval, got 1 for task caption"):
+        load("caption", tmp_path, captions_per_image=1)
+
+
 def test_only_chosen_images_need_to_be_there(tmp_path: Path) -> None:
     write_coco(tmp_path, images=10)
     chosen = {sample.image for sample in load("caption", tmp_path, limit=3)}
@@ -143,9 +153,7 @@ def test_missing_folder_and_files_are_named(tmp_path: Path) -> None:
         load("caption", tmp_path)
     with pytest.raises(DataError, match=r"missing .*v2_OpenEnded_mscoco_val2014_questions\.json"):
         load("vqa", tmp_path)
-    with pytest.raises(
-        DataError, match=r"missing .*flickr30k_test\.json \(or Karpathy's .*dataset_flickr30k\.json\)"
-    ):
+    with pytest.raises(DataError, match=r"missing .*flickr30k_test\.json \(or Karpathy's .*dataset_flickr30k\.json\)"):
         load("retrieval", tmp_path)
 
 
@@ -215,9 +223,7 @@ def test_vqa_answers_missing_or_too_few(tmp_path: Path) -> None:
 def test_flickr_captions_of_another_kind(tmp_path: Path) -> None:
     path = write_flickr(tmp_path)
     _edit(path, lambda content: content[1].update(caption=[1, 2]))
-    with pytest.raises(
-        DataError, match=r"caption of image flickr30k-images/1\.jpg must be a list of strings"
-    ):
+    with pytest.raises(DataError, match=r"caption of image flickr30k-images/1\.jpg must be a list of strings"):
         load("retrieval", tmp_path)
     path.write_text(json.dumps({"images": json.loads(path.read_text())}))
     with pytest.raises(DataError, match="expected a list of objects, got a object"):

@@ -74,10 +74,7 @@ def test_answers_do_not_depend_on_the_batch(make, bos: bool, beams: int, images:
     model, store = PromptedModel(make(), owner), PixelStore(owner)
     queries = [Query(image, text, ()) for text in QUESTIONS for image in images]
     runs = [
-        [
-            reply.text
-            for reply in run_queries(model, queries, store, decoding=Decoding(5, beams), batch_size=size)[0]
-        ]
+        [reply.text for reply in run_queries(model, queries, store, decoding=Decoding(5, beams), batch_size=size)[0]]
         for size in (1, 2, 4, 64)
     ]
     assert all(run == runs[0] for run in runs)
@@ -103,9 +100,7 @@ def test_echoed_prompt_is_cut_in_either_version(images: list[Path], monkeypatch:
     assert generate(model, start(model, prompts, features), decoding)[0] == expected
 
 
-def test_an_image_is_encoded_once_for_all_its_questions(
-    images: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_image_is_encoded_once_for_all_its_questions(images: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     owner = processor()
     model = PromptedModel(blip2_opt(), owner)
     seen = []
@@ -130,9 +125,7 @@ def test_tokens_after_the_end_do_not_count(images: list[Path], monkeypatch: pyte
     model = PromptedModel(blip2_opt(), owner)
     features = model.image_features(PixelStore(owner)(images[:2]))
     answers = torch.tensor([[9, 1, 0, 0], [9, 10, 11, 1]])
-    monkeypatch.setattr(
-        model.language, "generate", lambda **inputs: torch.cat([inputs["input_ids"], answers], dim=1)
-    )
+    monkeypatch.setattr(model.language, "generate", lambda **inputs: torch.cat([inputs["input_ids"], answers], dim=1))
     started = start(model, [model.encode(text) for text in QUESTIONS[:2]], features)
     texts, tokens = generate(model, started, Decoding(4))
     assert tokens == 2 + 4
@@ -184,9 +177,7 @@ def test_likelihoods_leave_the_answers_alone(images: list[Path]) -> None:
 
 
 def test_a_retrieval_model_does_not_generate() -> None:
-    with pytest.raises(
-        ModelMismatch, match="needs a model with language_projection, Blip2ForImageTextRetrieval"
-    ):
+    with pytest.raises(ModelMismatch, match="needs a model with language_projection, Blip2ForImageTextRetrieval"):
         PromptedModel(blip2_itm(), processor())
 
 
@@ -206,9 +197,7 @@ def test_protocol_is_the_study_s() -> None:
         "length_penalty": 0.0,
     }
     opt.config.model_type = "novel"
-    with pytest.raises(
-        ModelMismatch, match="no prompt for task vqa with novel over opt; known: blip-2 with opt"
-    ):
+    with pytest.raises(ModelMismatch, match="no prompt for task vqa with novel over opt; known: blip-2 with opt"):
         protocol_for(opt, "vqa")
 
 

@@ -52,12 +52,9 @@ def test_nll_equals_a_computation_by_hand(make, bos: bool, tmp_path: Path) -> No
     started = start(model, prompts, features)
     together = reference_nll(started, answers)
     assert reference_nll(started, answers[::-1]) != pytest.approx(together)
-    assert reference_nll(started, answers) == pytest.approx(together), (
-        "reading one reference must leave no trace"
-    )
+    assert reference_nll(started, answers) == pytest.approx(together), "reading one reference must leave no trace"
     alone = [
-        reference_nll(start(model, prompts[i : i + 1], features[i : i + 1]), answers[i : i + 1])[0]
-        for i in range(3)
+        reference_nll(start(model, prompts[i : i + 1], features[i : i + 1]), answers[i : i + 1])[0] for i in range(3)
     ]
     assert together == pytest.approx(expected, rel=1e-4)
     assert alone == pytest.approx(expected, rel=1e-4)
@@ -80,9 +77,7 @@ def test_references_of_a_query_are_summed(tmp_path: Path) -> None:
 def test_the_image_matters(tmp_path: Path) -> None:
     owner = processor()
     model = PromptedModel(blip2_opt(), owner)
-    features = model.image_features(
-        PixelStore(owner)([write_image(tmp_path / f"{i}.png", seed=i) for i in range(2)])
-    )
+    features = model.image_features(PixelStore(owner)([write_image(tmp_path / f"{i}.png", seed=i) for i in range(2)]))
     one, other = reference_nll(start(model, [model.encode(None)] * 2, features), [[9, 10]] * 2)
     assert abs(one - other) > 1e-3
 

@@ -136,7 +136,5 @@ def test_captions_are_cut_at_35_tokens(gallery: RetrievalGallery) -> None:
 
 
 def test_a_generative_model_does_not_retrieve() -> None:
-    with pytest.raises(
-        ModelMismatch, match="needs an image-text-retrieval model with embeddings, Blip2ForCond"
-    ):
+    with pytest.raises(ModelMismatch, match="needs an image-text-retrieval model with embeddings, Blip2ForCond"):
         MatchingModel(blip2_opt(), processor())

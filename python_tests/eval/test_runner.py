@@ -64,9 +64,7 @@ def test_question_answering(data: Path) -> None:
     result = evaluate(blip2_opt(), processor(), "vqa", data / "vqav2", options=replace(FAST, num_beams=None))
     assert result.samples == len(result.records) == 12
     assert result.settings["prompt"] == "Question: {} Short answer:"
-    assert (
-        result.settings["decoding"]["num_beams"] == 5 and result.settings["decoding"]["max_new_tokens"] == 4
-    )
+    assert result.settings["decoding"]["num_beams"] == 5 and result.settings["decoding"]["max_new_tokens"] == 4
     for record in result.records:
         assert record["accuracy"] == answer_accuracy(record["prediction"], record["answers"])
         assert record["nll_tokens"] == 1
@@ -132,9 +130,7 @@ def test_a_model_that_computes_no_numbers_is_reported_not_hidden(data: Path) -> 
 
 def test_predictions_are_written_whole_or_not_at_all(data: Path, tmp_path: Path) -> None:
     target = tmp_path / "predictions.jsonl"
-    result = evaluate(
-        blip2_opt(), processor(), "vqa", data / "vqav2", options=FAST, predictions=target, limit=5
-    )
+    result = evaluate(blip2_opt(), processor(), "vqa", data / "vqav2", options=FAST, predictions=target, limit=5)
     lines = target.read_text().splitlines()
     assert [json.loads(line) for line in lines] == result.to_json()["records"] and len(lines) == 5
     with pytest.raises(TypeError):

@@ -204,9 +204,7 @@ def write_vqa(folder: Path, images: int = 4, split: str = "val") -> tuple[Path, 
     answers = (["red"] * 8 + ["blue"] * 2, ["2"] * 10, ["yes"] * 6 + ["no"] * 4)
     kinds = ("other", "number", "yes/no")
     questions = [
-        {"image_id": i, "question_id": 10 * i + q, "question": texts[q]}
-        for i in range(images)
-        for q in range(3)
+        {"image_id": i, "question_id": 10 * i + q, "question": texts[q]} for i in range(images) for q in range(3)
     ]
     annotations = [
         {
@@ -216,20 +214,15 @@ def write_vqa(folder: Path, images: int = 4, split: str = "val") -> tuple[Path, 
             "question_type": texts[q].split()[0],
             "multiple_choice_answer": answers[q][0],
             "answers": [
-                {"answer": a, "answer_id": n + 1, "answer_confidence": "yes"}
-                for n, a in enumerate(answers[q])
+                {"answer": a, "answer_id": n + 1, "answer_confidence": "yes"} for n, a in enumerate(answers[q])
             ],
         }
         for i in range(images)
         for q in range(3)
     ]
     return (
-        write_json(
-            folder / "questions" / f"v2_OpenEnded_mscoco_{year}_questions.json", {"questions": questions}
-        ),
-        write_json(
-            folder / "annotations" / f"v2_mscoco_{year}_annotations.json", {"annotations": annotations}
-        ),
+        write_json(folder / "questions" / f"v2_OpenEnded_mscoco_{year}_questions.json", {"questions": questions}),
+        write_json(folder / "annotations" / f"v2_mscoco_{year}_annotations.json", {"annotations": annotations}),
     )
 
 
