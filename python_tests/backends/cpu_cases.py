@@ -1,0 +1,57 @@
+"""What the tests of the CPU backend share: instruction sets, random weights, and an independent fp64 reference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mmq_kernels import _native, packing
+from mmq_kernels.backends import PackedWeight, backend
+from mmq_kernels.spec import QuantSpec
+
+ISAS = _native.isas() if _native.available() else ()
+CPU = backend("cpu")
+NO_EXTENSION = f"no compiled extension: {_native.why_missing()}"
+
+ACTIVATIONS = {
+    "none": lambda y: y,
+    "relu": lambda y: y.clamp(min=0),
+    "gelu": lambda y: 0.5 * y * (1 + torch.erf(y / 2**0.5)),
+    "gelu_tanh": lambda y: 0.5 * y * (1 + torch.tanh((2 / torch.pi) ** 0.5 * (y + 0.044715 * y**3))),
+    "quick_gelu": lambda y: y / (1 + torch.exp(-1.702 * y)),
+    "silu": lambda y: y / (1 + torch.exp(-y)),
+}
+
+
+class Case:
+    """A weight given by codes, scales and zeros, in the CPU layout and in fp64.
+
+    Zeros take both ends of the code range; `power_of_two` scales make sums of integers exact.
+    """
+
+    def __init__(self, spec: QuantSpec, n: int, k: int, scale_dtype: torch.dtype, power_of_two: bool = False):
+        self.spec, self.n, self.k = spec, n, k
+        groups, length = spec.groups(k), spec.group_length(k)
+        self.codes = torch.randint(0, spec.max_code + 1, (n, k), dtype=torch.uint8)
+        self.codes[:, 0], self.codes[:, -1] = 0, spec.max_code
+        zero = torch.randint(0, spec.max_code + 1, (n, groups), dtype=torch.uint8)
+        zero.view(-1)[::3], zero.view(-1)[1::3] = 0, spec.max_code
+        self.zero = torch.full_like(zero, 2 ** (spec.bits - 1)) if spec.symmetric else zero
+        exact = 0.5 ** torch.randint(0, 2, (n, groups))
+        self.scale = (exact if power_of_two else torch.rand(n, groups) * 0.02 + 1e-4).to(scale_dtype)
+        self.packed = PackedWeight(
+            packing.pack_stream(self.codes, spec.bits),
+            self.scale,
+            None if spec.symmetric else packing.pack_stream(self.zero.t().contiguous(), spec.bits).t().contiguous(),
+        )
+        self.runtime = CPU.prepack(self.packed, spec, n, k)
+        column = torch.arange(k) // length
+        scale64, zero64 = self.scale.double()[:, column], self.zero.double()[:, column]
+        self.dense = scale64 * (self.codes.double() - zero64)
+        """W in fp64."""
+        middle = 2 ** (spec.bits - 1)
+        self.magnitude = scale64 * ((self.codes.double() - middle).abs() + (zero64 - middle).abs())
+        """Size of the terms that a kernel adds when it factors the zero point out."""
+
+    def gemm(self, x: Tensor, bias: Tensor | None = None, activation: str = "none", isa: str = "") -> Tensor:
+        return CPU.gemm(x, self.runtime, bias, self.spec, self.n, "cpu", activation, isa)

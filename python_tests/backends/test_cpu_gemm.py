@@ -1,0 +1,148 @@
+"""gemm and dequantize of the compiled backend against fp64, on every instruction set this machine can run."""
+
+import random
+
+import pytest
+import torch
+from cpu_cases import ACTIVATIONS, CPU, ISAS, NO_EXTENSION, Case
+
+from mmq_kernels import _native
+from mmq_kernels.spec import BITS, QuantSpec
+
+pytestmark = pytest.mark.skipif(not ISAS, reason=NO_EXTENSION)
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+GROUPS = (-1, 8, 32, 64, 128)
+M, N, K = (0, 1, 2, 7, 8, 9, 17, 257), (1, 5, 16, 33), (8, 40, 72, 100, 3420)
+UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+
+
+def sample(seed: int, count: int):
+    """Cases in which every value of every axis appears, in random company."""
+    draw = random.Random(seed)
+    axes = [M, N, K, GROUPS, (False, True), DTYPES, DTYPES, tuple(ACTIVATIONS), (False, True)]
+    columns = []
+    for axis in axes:
+        values = list(axis) * (count // len(axis) + 1)
+        draw.shuffle(values)
+        columns.append(values[:count])
+    return zip(*columns, strict=True)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bits", BITS)
+def test_small_integers_are_exact(bits, isa) -> None:
+    for m, n, k, group, symmetric, dtype, scale_dtype, _, with_bias in sample(bits, 24):
+        case = Case(QuantSpec(bits, group, symmetric), n, k, scale_dtype, power_of_two=True)
+        x = torch.randint(-2, 3, (m, k)).to(dtype)
+        bias = torch.randint(-4, 5, (n,)).to(dtype) if with_bias else None
+        expected = x.double() @ case.dense.t() + (bias.double() if with_bias else 0)
+        got = case.gemm(x, bias, isa=isa)
+        assert got.dtype == dtype and got.shape == (m, n)
+        assert torch.equal(got, expected.to(dtype)), (m, n, k, case.spec, dtype)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bits", BITS)
+def test_random_inputs_are_as_near_as_dequantize_and_matmul(bits, isa) -> None:
+    """Every output within twice the error of dequantize + matmul in the same dtype, plus a floor.
+
+    The floor: one rounding of the output, and fp32 roundings of the terms the kernel adds (|x| times the magnitudes of
+    code and zero point about the centre of the codes); the slope of an activation is at most 1.13.
+    """
+    for m, n, k, group, symmetric, dtype, scale_dtype, activation, with_bias in sample(10 + bits, 30):
+        case = Case(QuantSpec(bits, group, symmetric), n, k, scale_dtype)
+        x = torch.randn(m, k).to(dtype)
+        bias = torch.randn(n).to(dtype) if with_bias else None
+        act = ACTIVATIONS[activation]
+        before = x.double() @ case.dense.t() + (bias.double() if with_bias else 0)
+        expected = act(before)
+        plain = act(torch.nn.functional.linear(x, case.dense.to(dtype), bias).double()).to(dtype).double()
+        u32 = UNIT_ROUNDOFF[torch.float32]
+        floor = UNIT_ROUNDOFF[dtype] * expected.abs() + 2e-8  # 2e-8: half a step of fp16's subnormals
+        floor += u32 * (2 * (x.double().abs() @ case.magnitude.t()) + 4 * before.abs())
+        got = case.gemm(x, bias, activation, isa)
+        error = (got.double() - expected).abs()
+        assert (error <= 2 * (plain - expected).abs() + floor).all(), (m, n, k, case.spec, dtype, activation)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bits", BITS)
+def test_dequantize_is_exact(bits, isa) -> None:
+    for _, n, k, group, symmetric, dtype, scale_dtype, *_ in sample(20 + bits, 20):
+        case = Case(QuantSpec(bits, group, symmetric), n, k, scale_dtype)
+        got = CPU.dequantize(case.runtime, case.spec, n, k, "cpu", dtype, isa)
+        # Scale times an integer below 2^9: exact in fp64, so this is fp32 rounded once and then to dtype.
+        assert torch.equal(got, case.dense.float().to(dtype))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("m", [1, 8, 40, 600])
+def test_number_of_threads_changes_no_bit(isa, m) -> None:
+    case = Case(QuantSpec(3, 32), 150, 424, torch.float16)
+    x = torch.randn(m, 424)
+    before = torch.get_num_threads()
+    try:
+        outputs = []
+        for threads in (1, 2, 3, 7):
+            torch.set_num_threads(threads)
+            outputs.append(case.gemm(x, isa=isa))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(outputs[0], other) for other in outputs[1:])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("m", [1, 3, 30])
+def test_nothing_is_written_beside_the_output(isa, m) -> None:
+    n, k, margin = 21, 56, 64
+    case = Case(QuantSpec(5, 16), n, k, torch.float32)
+    x, y = torch.randn(m, k), torch.full((2 * margin + m * n,), 7.0)
+    weight, scale, zero = case.runtime
+    _native.module().gemm(
+        x.data_ptr(),
+        weight.data_ptr(),
+        scale.data_ptr(),
+        zero.data_ptr(),
+        0,
+        y[margin:].data_ptr(),
+        bits=5,
+        group_size=16,
+        m=m,
+        n=n,
+        k=k,
+        dtype=0,
+        scale_dtype=0,
+        activation=0,
+        isa=isa,
+    )
+    assert (y[:margin] == 7).all() and (y[-margin:] == 7).all()
+    assert torch.equal(y[margin:-margin].view(m, n), case.gemm(x, isa=isa))
+
+
+def test_infinite_and_missing_values_stay_in_their_row() -> None:
+    case = Case(QuantSpec(4, 32, True), 20, 64, torch.float16)
+    for m in (2, 12):
+        x = torch.randn(m, 64)
+        x[1, 5] = float("nan")
+        y = case.gemm(x)
+        assert y[1].isnan().all() and y[0].isfinite().all() and y[2:].isfinite().all()
+
+
+def test_guards_name_argument_requirement_and_value(monkeypatch) -> None:
+    native = _native.module()
+    with pytest.raises(ValueError, match="bits must be from 2 to 8, got 9"):
+        native.pack(0, 0, bits=9, n=1, k=1)
+    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+        native.unpack(0, 0, bits=4, n=1, k=1, threads=0)
+    with pytest.raises(ValueError, match="group_size must be -1 or a positive multiple of 8, got 12"):
+        native.dequantize(0, 0, 0, 0, bits=4, group_size=12, n=1, k=1, dtype=0, scale_dtype=0)
+    with pytest.raises(ValueError, match=r"scale_dtype must be 0 .*, got 3"):
+        native.dequantize(0, 0, 0, 0, bits=4, group_size=8, n=1, k=1, dtype=0, scale_dtype=3)
+    with pytest.raises(ValueError, match=r"isa must be one of scalar.*, got 'sse9'"):
+        native.isa("sse9")
+    monkeypatch.setenv("MMQ_CPU_ISA", "neon9")
+    with pytest.raises(ValueError, match=r"MMQ_CPU_ISA must be one of scalar.*, got 'neon9'"):
+        _native.isa()
+    monkeypatch.setenv("MMQ_CPU_ISA", "scalar")
+    assert _native.isa() == "scalar"
