@@ -67,8 +67,8 @@ def written_beside(folder: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-        temporary.chmod(0o777 & ~_umask())
         yield temporary
+        _open_to_all(temporary)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder} could not be written: {_one_line(error)}") from error
@@ -77,10 +77,12 @@ def written_beside(folder: str | Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _umask() -> int:
+def _open_to_all(folder: Path) -> None:
+    """Give a folder and its files the permissions that new ones have; temporary ones are their owner's alone."""
     mask = os.umask(0)
     os.umask(mask)
-    return mask
+    for path in (folder, *folder.rglob("*")):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
 def _one_line(error: OSError | SafetensorError) -> str:

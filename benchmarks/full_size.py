@@ -1,0 +1,251 @@
+"""A model of full size through the whole path: write it, quantize it from folder to folder, load it, caption an image.
+
+The model is BLIP-2-OPT-2.7b's architecture from its config with random bf16 weights (3.7e9 of them, no download), so
+what it says is noise; what is measured are memory, disk and seconds. Each step is a process of its own, whose peak
+of resident memory the kernel counts::
+
+    python benchmarks/full_size.py --folder /tmp/full_size
+
+Needs 11 GB of disk while it runs. Appends one line to `benchmarks/results/full_size.jsonl`, and ends with exit code 1
+where a bound is not kept: 6 GB of memory to quantize, 2.3 GB on disk.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
+    BlipImageProcessor,
+    OPTConfig,
+    PreTrainedTokenizerFast,
+)
+
+from mmq_kernels import __version__
+from mmq_kernels.checkpoint import disk_bytes, load, load_processor, quantize_checkpoint
+from mmq_kernels.checkpoint.folder import write_config, written_beside
+from mmq_kernels.checkpoint.format import describe
+from mmq_kernels.checkpoint.shards import ShardWriter
+from mmq_kernels.checkpoint.skeleton import parameters_on_meta, places, tied_names
+
+RESULTS = Path(__file__).parent / "results" / "full_size.jsonl"
+RECIPE = "all=rtn:4:g128"
+PEAK_BOUND_BYTES = 6_000_000_000
+DISK_BOUND_BYTES = 2_300_000_000
+VOCABULARY = 50304
+IMAGE_TOKEN = 50265
+QUERIES = 32
+SHARD_BYTES = 2_000_000_000
+
+
+def config() -> Blip2Config:
+    """BLIP-2 with ViT-g and OPT-2.7b, as published."""
+    vision = {
+        "hidden_size": 1408,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 39,
+        "num_attention_heads": 16,
+        "image_size": 224,
+        "patch_size": 14,
+        "qkv_bias": True,
+    }
+    qformer = {
+        "vocab_size": 30522,
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "cross_attention_frequency": 2,
+        "encoder_hidden_size": 1408,
+    }
+    text = OPTConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=2560,
+        ffn_dim=10240,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        word_embed_proj_dim=2560,
+        max_position_embeddings=2048,
+        pad_token_id=1,
+        bos_token_id=2,
+        eos_token_id=50118,
+    )
+    return Blip2Config(
+        vision_config=vision,
+        qformer_config=qformer,
+        text_config=text.to_dict(),
+        num_query_tokens=QUERIES,
+        image_token_index=IMAGE_TOKEN,
+    )
+
+
+def processor() -> Blip2Processor:
+    """A tokenizer of one word an id, and BLIP's image processor."""
+    words = {f"w{i}": i for i in range(VOCABULARY)}
+    for word, i in {"<pad>": 1, "</s>": 2, "<unk>": 3, "<image>": IMAGE_TOKEN}.items():
+        del words[f"w{i}"]
+        words[word] = i
+    core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=core, pad_token="<pad>", bos_token="</s>", eos_token="</s>", unk_token="<unk>"
+    )
+    images = BlipImageProcessor(size={"height": 224, "width": 224})
+    return Blip2Processor(images, tokenizer, num_query_tokens=QUERIES)
+
+
+def build(folder: Path) -> dict[str, Any]:
+    """Write the unquantized model tensor by tensor, without ever holding it."""
+    with parameters_on_meta():
+        model = Blip2ForConditionalGeneration(config())
+    aliases = tied_names(model)
+    generator = torch.Generator().manual_seed(0)
+    weights = 0
+    with written_beside(folder / "source") as target:
+        writer = ShardWriter(target, SHARD_BYTES)
+        for name, place in places(model).items():
+            if name in aliases:
+                continue
+            values = torch.empty(place.shape, dtype=torch.bfloat16).normal_(0, 0.02, generator=generator)
+            if name.endswith("weight") and values.dim() == 1:  # of a norm
+                values += 1
+            writer.add(name, values)
+            weights += values.numel()
+        writer.close()
+        write_config(target, model, "bfloat16", describe({}))
+        processor().save_pretrained(target)
+    return {"weights": weights, "disk_bytes": disk_bytes(folder / "source")}
+
+
+def quantize(folder: Path) -> dict[str, Any]:
+    """From folder to folder, as `mmq quantize` does it."""
+    report = quantize_checkpoint(folder / "source", RECIPE, folder / "quantized")
+    return {
+        "recipe": report["recipe"],
+        "layers": len(report["layers"]),
+        "left_alone": report["left_alone"],
+        "disk_bytes": report["disk_bytes"],
+    }
+
+
+def caption(folder: Path) -> dict[str, Any]:
+    """Load the quantized model and let it say something about one image."""
+    start = time.perf_counter()
+    model: Any = load(folder / "quantized")
+    loaded = time.perf_counter()
+    read = load_processor(folder / "quantized")
+    pixels = np.random.default_rng(0).integers(0, 256, (240, 320, 3), dtype=np.uint8)
+    inputs = read(images=Image.fromarray(pixels), text="", return_tensors="pt")
+    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    with torch.inference_mode():
+        tokens = model.generate(**inputs, min_new_tokens=8, max_new_tokens=8, do_sample=False)
+    return {
+        "load_seconds": round(loaded - start, 2),
+        "caption_seconds": round(time.perf_counter() - loaded, 2),
+        "new_tokens": 8,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "caption": read.batch_decode(tokens, skip_special_tokens=True)[0].strip(),
+    }
+
+
+STEPS: dict[str, Callable[[Path], dict[str, Any]]] = {"build": build, "quantize": quantize, "caption": caption}
+
+
+def peak_bytes() -> int:
+    """Most resident memory this process ever had."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def run_step(name: str, folder: Path, threads: int) -> dict[str, Any]:
+    """One step in a process of its own."""
+    command = [sys.executable, __file__, "--folder", str(folder), "--threads", str(threads), "--step", name]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(f"step {name} failed")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def processor_name() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor())
+
+
+def commit() -> str:
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
+    )
+    return done.stdout.strip() or "unknown"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Full-size model: quantize from folder to folder, load, caption.")
+    parser.add_argument("--folder", type=Path, required=True, help="where to work; 11 GB")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of torch")
+    parser.add_argument("--keep", action="store_true", help="leave the models in the folder")
+    parser.add_argument("--step", choices=STEPS, help="run one step in this process and print its JSON")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.step:
+        start = time.perf_counter()
+        facts = STEPS[options.step](options.folder)
+        print(json.dumps(facts | {"seconds": round(time.perf_counter() - start, 1), "peak_bytes": peak_bytes()}))
+        return 0
+    steps: dict[str, Any] = {}
+    try:
+        for name in STEPS:
+            steps[name] = run_step(name, options.folder, options.threads)
+            print(f"{name}: {json.dumps(steps[name])}", file=sys.stderr, flush=True)
+    finally:
+        if not options.keep:
+            for name in ("source", "quantized"):
+                shutil.rmtree(options.folder / name, ignore_errors=True)
+    kept = steps["quantize"]["peak_bytes"] <= PEAK_BOUND_BYTES and steps["quantize"]["disk_bytes"] <= DISK_BOUND_BYTES
+    line = {
+        "benchmark": "full_size",
+        "bounds_kept": kept,
+        **steps,
+        "hardware": f"{processor_name()}, {options.threads} threads",
+        "versions": {
+            "mmq_kernels": __version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+        "commit": commit(),
+        "command": f"python benchmarks/full_size.py {shlex.join(sys.argv[1:])}",
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    print(json.dumps(line))
+    return 0 if kept else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
