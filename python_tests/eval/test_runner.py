@@ -85,6 +85,20 @@ def test_retrieval(data: Path) -> None:
     assert set(result.intervals) == {"text_r1", "image_r1", "text_r1_contrastive", "image_r1_contrastive"}
 
 
+def test_half_precision_with_a_q_former_left_in_single(data: Path) -> None:
+    """What `from_pretrained(dtype=...)` gives: some transformers classes keep parts in float32."""
+    generative, retrieving = blip2_opt(), blip2_itm()
+    whole = evaluate(generative, processor(), "vqa", data / "vqav2", options=FAST).metrics["nll"]
+    for model in (generative, retrieving):
+        model.to(torch.bfloat16)
+        model.qformer.float()
+        model.query_tokens.data = model.query_tokens.data.float()
+    half = evaluate(generative, processor(), "vqa", data / "vqav2", options=FAST).metrics["nll"]
+    assert half == pytest.approx(whole, rel=0.02)
+    scores = evaluate(retrieving, processor(), "retrieval", data / "flickr30k", options=FAST).metrics
+    assert scores["text_r10"] is not None
+
+
 def test_prepared_data_serves_many_models(data: Path) -> None:
     prepared = prepare("vqa", data / "vqav2", processor())
     first = evaluate_prepared(blip2_opt(), prepared, options=FAST)
