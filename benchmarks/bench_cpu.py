@@ -1,0 +1,275 @@
+"""What the compiled CPU kernels reach on this machine: gemm against torch's linear, GPTQ against a loop in torch.
+
+    python benchmarks/bench_cpu.py [--quick] [--threads N] [--out FILE]
+
+gemm: weights rotate through more memory than the last cache holds, so each call reads its weight from memory. One JSON
+line per (bits, m): median and spread of the time of a call, its ratio to torch's fp32 and bf16 linear measured in the
+same run (of medians, and of the fastest calls, which other processes disturb least), and GB/s with the byte formula of
+`weight_bytes`. The machine's read bandwidth is measured in the same run, and its load is part of every line.
+
+gptq: one layer 2560 x 2560, 4 bits, group 128: Cholesky factor, all blocks and their trailing updates, against the
+per-column loop of the paper in plain torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmq_kernels import _native, ops
+from mmq_kernels.backends import backend
+from mmq_kernels.nn import QuantLinear
+from mmq_kernels.spec import BITS, QuantSpec
+
+RESULTS = Path(__file__).resolve().parent / "results"
+ROTATED_BYTES = 160 * 2**20
+TOKENS = (1, 4, 16, 64, 256)
+
+
+def timed(call: Callable[[int], object], seconds: float, least: int = 5) -> dict[str, float]:
+    """Median and quartiles of one call in microseconds; `call` gets the number of the repetition."""
+    call(0)
+    call(1)
+    times: list[float] = []
+    start = time.perf_counter()
+    while len(times) < least or time.perf_counter() - start < seconds:
+        begin = time.perf_counter()
+        call(len(times))
+        times.append((time.perf_counter() - begin) * 1e6)
+    low, middle, high = statistics.quantiles(times, n=4)
+    return {"us": middle, "us_q1": low, "us_q3": high, "us_min": min(times), "calls": len(times)}
+
+
+def read_bandwidth(seconds: float) -> float:
+    """GB/s of summing 256 MiB, with torch's threads."""
+    source = torch.ones(2**26)
+    return source.numel() * 4 / timed(lambda _: source.sum(), seconds)["us"] / 1e3
+
+
+def weight_bytes(layer: QuantLinear) -> int:
+    """Words + scales + zero points, padding included: what a call must read besides x."""
+    return layer.packed_bytes
+
+
+def random_layer(spec: QuantSpec, n: int, k: int) -> QuantLinear:
+    codes = torch.randint(0, spec.max_code + 1, (n, k), dtype=torch.uint8)
+    groups = spec.groups(k)
+    scale = torch.rand(n, groups).half() * 0.01
+    zero = torch.randint(0, spec.max_code + 1, (n, groups), dtype=torch.uint8)
+    return QuantLinear.from_codes(codes, scale, zero, spec)
+
+
+def rotation(make: Callable[[], object], size: int) -> list:
+    """Enough copies that a round through them leaves nothing in a cache."""
+    return [make() for _ in range(max(2, -(-ROTATED_BYTES // size)))]
+
+
+def bench_linear(n: int, k: int, tokens: tuple[int, ...], seconds: float) -> dict[tuple[str, int], dict]:
+    """torch's own linear, by dtype and number of tokens."""
+    found = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        weights = rotation(lambda dtype=dtype: torch.randn(n, k).to(dtype), n * k * dtype.itemsize)
+        for m in tokens:
+            x = torch.randn(m, k).to(dtype)
+
+            def call(i: int, x: Tensor = x, weights: list = weights) -> Tensor:
+                return torch.nn.functional.linear(x, weights[i % len(weights)])
+
+            found[name, m] = timed(call, seconds)
+    return found
+
+
+def bench_gemm(
+    bits: tuple[int, ...], group: int, n: int, k: int, tokens: tuple[int, ...], seconds: float
+) -> list[dict]:
+    """The packed linear of every width beside torch's."""
+    bandwidth = read_bandwidth(seconds)
+    dense = bench_linear(n, k, tokens, seconds)
+    rows = []
+    for width in bits:
+        spec = QuantSpec(width, group)
+        layers = rotation(lambda spec=spec: random_layer(spec, n, k), n * k * width // 8)
+        for m in tokens:
+            x = torch.randn(m, k)
+            took = timed(lambda i, x=x, layers=layers: layers[i % len(layers)](x), seconds)
+            gigabytes = weight_bytes(layers[0]) / took["us"] / 1e3
+            row = {"bench": "gemm", "bits": width, "group": group, "m": m, "n": n, "k": k, "dtype": "fp32"}
+            row |= took
+            row |= {
+                "tflops": 2 * m * n * k / took["us"] / 1e6,
+                "weight_bytes": weight_bytes(layers[0]),
+                "gb_per_s": gigabytes,
+                "read_gb_per_s": bandwidth,
+                "bandwidth_share": gigabytes / bandwidth,
+                "x_torch_fp32": dense["fp32", m]["us"] / took["us"],
+                "x_torch_bf16": dense["bf16", m]["us"] / took["us"],
+                "x_torch_fp32_best": dense["fp32", m]["us_min"] / took["us_min"],
+                "x_torch_bf16_best": dense["bf16", m]["us_min"] / took["us_min"],
+                "torch_fp32_us": dense["fp32", m]["us"],
+                "torch_bf16_us": dense["bf16", m]["us"],
+            }
+            rows.append(row)
+            show(row)
+    return rows
+
+
+def show(row: dict) -> None:
+    """One line: shape | us | TFLOP/s | GB/s | x torch | share of the bandwidth measured."""
+    print(
+        f"{row['bits']} bits  m {row['m']:4d} | {row['us']:9.0f} us ({row['us_q1']:.0f}..{row['us_q3']:.0f})"
+        f" | {row['tflops']:.3f} TFLOP/s | {row['gb_per_s']:5.1f} GB/s | {row['x_torch_fp32']:5.2f} x fp32"
+        f" | {row['x_torch_bf16']:5.2f} x bf16 | fastest {row['us_min']:.0f} us, {row['x_torch_fp32_best']:.2f} x"
+        f" | {row['bandwidth_share']:4.0%} of {row['read_gb_per_s']:.0f} GB/s",
+        flush=True,
+    )
+
+
+def upper_factor(hessian: Tensor) -> Tensor:
+    """Upper Cholesky factor of the inverse."""
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    return torch.linalg.cholesky(inverse, upper=True)
+
+
+def gptq_by_columns(weight: Tensor, hessian: Tensor, spec: QuantSpec, block: int) -> Tensor:
+    """The loop of the paper in plain torch, one column at a time; returns the dequantized weight."""
+    weight, hinv = weight.clone(), upper_factor(hessian)
+    k = weight.shape[1]
+    quantized = torch.empty_like(weight)
+    for first in range(0, k, block):
+        last = min(k, first + block)
+        errors = torch.empty(weight.shape[0], last - first)
+        for j in range(first, last):
+            if j % spec.group_size == 0:
+                part = weight[:, j : j + spec.group_size]
+                low, high = part.amin(1).clamp(max=0), part.amax(1).clamp(min=0)
+                scale = ((high - low) / spec.max_code).half().float()
+                zero = torch.round(-low / scale)
+            column = weight[:, j]
+            code = (torch.round(column / scale) + zero).clamp(0, spec.max_code)
+            quantized[:, j] = scale * (code - zero)
+            error = (column - quantized[:, j]) / hinv[j, j]
+            weight[:, j:last] -= error[:, None] * hinv[j, j:last]
+            errors[:, j - first] = error
+        weight[:, last:] -= errors @ hinv[first:last, last:]
+    return quantized
+
+
+def gptq_by_blocks(weight: Tensor, hessian: Tensor, spec: QuantSpec, block: int) -> Tensor:
+    """The same with `ops.gptq_block`."""
+    weight, hinv = weight.clone(), upper_factor(hessian)
+    k = weight.shape[1]
+    quantized = torch.empty_like(weight)
+    for first in range(0, k, block):
+        last = min(k, first + block)
+        codes, errors, scale, zero = ops.gptq_block(
+            weight[:, first:last], hinv[first:last, first:last], None, None, spec
+        )
+        wide = [part.float().repeat_interleave(spec.group_size, 1) for part in (scale, zero)]
+        quantized[:, first:last] = wide[0] * (codes.float() - wide[1])
+        weight[:, last:] -= errors @ hinv[first:last, last:]
+    return quantized
+
+
+def bench_gptq(size: int, repeats: int) -> list[dict]:
+    """Both loops on one layer, alternating; how far they agree is part of the result."""
+    spec, block = QuantSpec(4, 128), 128
+    x = torch.randn(2 * size, size)
+    hessian = x.t() @ x / (2 * size) + 0.01 * torch.eye(size)
+    weight = torch.randn(size, size) * 0.02
+    times: dict[str, list[float]] = {"columns": [], "blocks": [], "factor": []}
+    for _ in range(repeats):
+        for name, call in (
+            ("columns", lambda: gptq_by_columns(weight, hessian, spec, block)),
+            ("blocks", lambda: gptq_by_blocks(weight, hessian, spec, block)),
+            ("factor", lambda: upper_factor(hessian)),
+        ):
+            begin = time.perf_counter()
+            call()
+            times[name].append(time.perf_counter() - begin)
+    by_columns = gptq_by_columns(weight, hessian, spec, block)
+    by_blocks = gptq_by_blocks(weight, hessian, spec, block)
+    seconds = {name: statistics.median(values) for name, values in times.items()}
+    row = {
+        "bench": "gptq",
+        "n": size,
+        "k": size,
+        "bits": 4,
+        "group": 128,
+        "block": block,
+        "seconds": seconds["blocks"],
+        "seconds_all": times["blocks"],
+        "torch_seconds": seconds["columns"],
+        "torch_seconds_all": times["columns"],
+        "factor_seconds": seconds["factor"],
+        "x_torch": seconds["columns"] / seconds["blocks"],
+        "equal_weights": (by_columns == by_blocks).float().mean().item(),
+    }
+    print(
+        f"gptq {size} x {size}, 4 bits g128: {row['seconds']:.2f} s, per-column loop {row['torch_seconds']:.2f} s:"
+        f" {row['x_torch']:.1f} x; Cholesky factor alone {row['factor_seconds']:.2f} s;"
+        f" {row['equal_weights']:.4%} of the weights equal",
+        flush=True,
+    )
+    return [row]
+
+
+def machine(threads: int) -> dict:
+    """What a result is worth nothing without."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        model = names[0] if names else model
+    commit = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
+    )
+    return {
+        "cpu": model,
+        "threads": threads,
+        "load_before": os.getloadavg()[0],
+        "isa": _native.isa(),
+        "compiler": _native.build_info()["compiler"],
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": commit.stdout.strip() or None,
+        "command": "python benchmarks/bench_cpu.py " + " ".join(sys.argv[1:]),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="4 bits and a smaller GPTQ layer, in seconds")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=RESULTS / "cpu.jsonl", help="file that lines are appended to")
+    options = parser.parse_args()
+    reason = backend("cpu").why_unavailable()
+    if reason:
+        sys.exit(f"nothing to measure: {reason}")
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    about = machine(options.threads)
+    print(" | ".join(str(value) for value in about.values()))
+    if options.quick:
+        rows = bench_gemm((4,), 128, 4096, 4096, (1, 16, 256), 0.5) + bench_gptq(1024, 1)
+    else:
+        rows = bench_gptq(2560, 3) + bench_gemm(BITS, 128, 4096, 4096, TOKENS, 1.0)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    with options.out.open("a") as lines:
+        for row in rows:
+            lines.write(json.dumps(row | about) + "\n")
+    print(f"{len(rows)} lines appended to {options.out}")
+
+
+if __name__ == "__main__":
+    main()
