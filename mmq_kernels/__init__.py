@@ -1,9 +1,53 @@
 """Packed 2..8-bit weights for vision-language models: kernels, quantizers and their evaluation."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from mmq_kernels.nn import QuantLinear
 from mmq_kernels.ops import use_backend
 from mmq_kernels.spec import QuantSpec
 
+if TYPE_CHECKING:
+    from mmq_kernels.checkpoint import load, load_processor, quantize_checkpoint, save
+    from mmq_kernels.models import quantize_model
+
 __version__ = "0.1.0"
 
-__all__ = ["QuantLinear", "QuantSpec", "__version__", "use_backend"]
+__all__ = [
+    "QuantLinear",
+    "QuantSpec",
+    "__version__",
+    "explain",
+    "load",
+    "load_processor",
+    "quantize_checkpoint",
+    "quantize_model",
+    "save",
+    "use_backend",
+]
+
+_LAZY = {
+    "load": "mmq_kernels.checkpoint",
+    "load_processor": "mmq_kernels.checkpoint",
+    "quantize_checkpoint": "mmq_kernels.checkpoint",
+    "quantize_model": "mmq_kernels.models",
+    "save": "mmq_kernels.checkpoint",
+}
+"""What needs transformers is imported when it is first asked for."""
+
+
+def explain(layer: QuantLinear) -> str:
+    """Which backend serves a layer, and why it and no other."""
+    from mmq_kernels.ops import select
+
+    choice = select("gemm", layer.device, spec=layer.spec, dtype=layer.dtype, layout=layer.layout)
+    return f"{choice.backend}: {choice.reason}"
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from importlib import import_module
+
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -78,7 +78,7 @@ def pack_planes(codes: Tensor, bits: int) -> Tensor:
 def pack_plane(codes: Tensor, low: int, width: int) -> Tensor:
     """Bits ``[low, low + width)`` of codes ``[n, k]`` -> int32 ``[n, ceil(k*width/32)]``."""
     per_word = 32 // width
-    n, k = codes.shape
+    k = codes.shape[1]
     words = ceil_div(k, per_word)
 
     def rows(part: Tensor) -> Tensor:

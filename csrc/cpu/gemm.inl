@@ -37,7 +37,7 @@ inline void store_outputs(const GemmArgs& args, int64_t tile, int64_t token, F16
     if (args.bias != nullptr) {
         for (int64_t i = 0; i < count; ++i) out[i] += load_as_float(args.bias, args.dtype, row + i);
     }
-    activate_row(out, count, args.activation);
+    activate(out, args.activation);
     store_row(out, args.dtype, token * n + row, count, args.y);
 }
 

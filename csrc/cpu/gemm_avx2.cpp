@@ -3,13 +3,13 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <utility>
 
 #include "../common/args.h"
 #include "../common/layout.h"
-#include "activation.h"
 #include "aligned.h"
 #include "half.h"
 #include "kernels.h"
@@ -26,6 +26,7 @@ namespace {
 #include "vec_avx2.h"
 #include "codes_by_mask.h"
 #include "decode.inl"
+#include "activation.inl"
 #include "gemm.inl"
 
 }  // namespace

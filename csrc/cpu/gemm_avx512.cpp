@@ -5,13 +5,13 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <utility>
 
 #include "../common/args.h"
 #include "../common/layout.h"
-#include "activation.h"
 #include "aligned.h"
 #include "half.h"
 #include "kernels.h"
@@ -28,6 +28,7 @@ namespace {
 #include "vec_avx512.h"
 #include "codes_by_table.h"
 #include "decode.inl"
+#include "activation.inl"
 #include "gemm.inl"
 
 }  // namespace

@@ -1,13 +1,13 @@
 // gemm and dequantize in portable C++; the kernels are in gemm.inl.
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <utility>
 
 #include "../common/args.h"
 #include "../common/layout.h"
-#include "activation.h"
 #include "aligned.h"
 #include "half.h"
 #include "kernels.h"
@@ -20,6 +20,7 @@ namespace {
 #include "vec_scalar.h"
 #include "codes_by_mask.h"
 #include "decode.inl"
+#include "activation.inl"
 #include "gemm.inl"
 
 }  // namespace

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from transformers import AutoConfig
 
 from mmq_kernels import __version__
 from mmq_kernels.checkpoint.folder import check_target, disk_bytes
@@ -94,9 +95,16 @@ def _quantize_loaded(
     }
     run = PartialRun(out, identity, resume=resume)
     report = quantize_model(model, recipe, batches, settings=settings, store=run, progress=progress)
+    # On the CPU fp16 models are computed in fp32; what was left alone goes back to what it was, which is exact.
+    model.to(_stored_dtype(source) or model.dtype)
     save(model, out, recipe=str(recipe), processor=processor)
     run.remove()
     return report.to_json()
+
+
+def _stored_dtype(source: str | Path) -> torch.dtype | None:
+    """The dtype that a model's config gives its weights."""
+    return getattr(AutoConfig.from_pretrained(source), "dtype", None)
 
 
 def _identity(source: str | Path) -> str:

@@ -44,9 +44,7 @@ def installation() -> dict[str, Any]:
         "extension": {"available": _native.available(), "why_not": _native.why_missing(), "build": built},
         "cpu_isa": _native.isa() if _native.available() else None,
         "gpus": _native.cuda_devices() if _native.available() else None,
-        "backends": {
-            name: {"available": why is None, "why_not": why} for name, why in ops.explain_all(here).items()
-        },
+        "backends": {name: {"available": why is None, "why_not": why} for name, why in ops.explain_all(here).items()},
         "forced_backend": ops.forced_backend(),
     }
 
@@ -77,9 +75,7 @@ def _print_installation(facts: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None)
     extension, gpus = facts["extension"], facts["gpus"]
     table.add_row("mmq_kernels", facts["version"])
-    table.add_row(
-        "python", f"{facts['python']}, torch {facts['torch']}, transformers {facts['transformers']}"
-    )
+    table.add_row("python", f"{facts['python']}, torch {facts['torch']}, transformers {facts['transformers']}")
     table.add_row("extension", _build(extension))
     table.add_row("CPU", f"{facts['cpu_isa'] or 'portable torch'}, {facts['threads']} threads")
     table.add_row("GPUs", _gpus(gpus))
@@ -107,9 +103,7 @@ def _print_checkpoint(facts: dict[str, Any]) -> None:
     table = Table("component", "weights", "bpw", "MB held", title=f"{facts['model']} in {facts['folder']}")
     rows = {"whole model": facts, **facts["components"]}
     for name, size in rows.items():
-        table.add_row(
-            name, f"{size['weights']:,}", f"{size['bpw']:.3f}", f"{size['memory_bytes'] / 1e6:,.1f}"
-        )
+        table.add_row(name, f"{size['weights']:,}", f"{size['bpw']:.3f}", f"{size['memory_bytes'] / 1e6:,.1f}")
     console = Console()
     console.print(table)
     console.print(f"on disk: {facts['disk_bytes'] / 1e6:,.1f} MB")

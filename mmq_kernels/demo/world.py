@@ -46,14 +46,13 @@ class WorldSize:
 
     Attributes:
         train: scenes of each training split (calibration is drawn from these).
-        captions: scenes to caption.
-        vqa_images: scenes asked about, and `questions` on each.
+        images: scenes to caption, which are also those asked about (as VQAv2 asks about COCO's images).
+        questions: on each of them.
         gallery: scenes of the retrieval gallery, all told apart by their captions.
     """
 
     train: int = 256
-    captions: int = 300
-    vqa_images: int = 300
+    images: int = 300
     questions: int = 7
     gallery: int = 500
 
@@ -85,16 +84,11 @@ def write_world(folder: str | Path, *, seed: int = 0, size: WorldSize = WorldSiz
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        splits = iter(range(6))
-
-        def scenes(count: int) -> list[Scene]:
-            first = seed * _WORLD_SEEDS + next(splits) * _SPLIT_SEEDS
-            return [make_scene(first + i) for i in range(count)]
-
-        _write_coco(beside / "coco", scenes(size.train), scenes(size.captions))
-        _write_vqav2(beside / "vqav2", scenes(size.train), scenes(size.vqa_images), size.questions, seed)
-        first = seed * _WORLD_SEEDS + next(splits) * _SPLIT_SEEDS
-        _write_flickr30k(beside / "flickr30k", scenes(size.train), _distinct(first, size.gallery))
+        first = [seed * _WORLD_SEEDS + split * _SPLIT_SEEDS for split in range(4)]
+        train, images = _scenes(first[0], size.train), _scenes(first[1], size.images)
+        _write_coco(beside / "coco", train, images)
+        _write_vqav2(beside / "vqav2", train, images, size.questions, seed)
+        _write_flickr30k(beside / "flickr30k", _scenes(first[2], size.train), _distinct(first[3], size.gallery))
         (beside / MARKER).write_text(json.dumps(wanted))
         if folder.exists():
             folder.rmdir()
@@ -102,6 +96,10 @@ def write_world(folder: str | Path, *, seed: int = 0, size: WorldSize = WorldSiz
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return folder
+
+
+def _scenes(first: int, count: int) -> list[Scene]:
+    return [make_scene(first + i) for i in range(count)]
 
 
 def _distinct(first: int, count: int) -> list[Scene]:

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import torch
 
-from mmq_kernels.eval.datasets import CaptionSample, VqaSample, calibration_samples
+from mmq_kernels.eval.datasets import TASKS, CaptionSample, VqaSample, calibration_samples
 from mmq_kernels.eval.errors import ModelMismatch
 from mmq_kernels.eval.images import PixelStore
 from mmq_kernels.eval.protocol import clean_caption, protocol_for
@@ -25,7 +25,7 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """Where calibration samples come from.
+    """Samples of one data set.
 
     Attributes:
         task: caption, vqa or retrieval.
@@ -39,30 +39,62 @@ class CalibrationData:
     samples: int = 128
     seed: int = 0
 
+    def drawn(self) -> list[Any]:
+        """The samples, from the training split alone."""
+        return list(calibration_samples(self.task, self.folder, self.samples, self.seed))
+
+
+@dataclass(frozen=True)
+class CalibrationSource:
+    """All that a model is calibrated on: one or more data sets."""
+
+    data: tuple[CalibrationData, ...]
+
+    @classmethod
+    def parse(cls, entries: Sequence[str], samples: int = 128, seed: int = 0) -> CalibrationSource | None:
+        """From ``TASK:DIR`` entries, which share `samples` as evenly as possible; None where there are none.
+
+        Raises:
+            ValueError: for an entry of another form, an unknown task, or fewer samples than entries.
+        """
+        if not entries:
+            return None
+        if samples < len(entries):
+            raise ValueError(f"samples must be at least {len(entries)}, one a data set, got {samples}")
+        base, extra = divmod(samples, len(entries))
+        data = []
+        for i, entry in enumerate(entries):
+            task, colon, folder = entry.partition(":")
+            if not colon or not folder or task not in TASKS:
+                raise ValueError(f"calibrate must be TASK:DIR with TASK one of {', '.join(TASKS)}, got {entry!r}")
+            data.append(CalibrationData(task, Path(folder), base + (i < extra), seed))
+        return cls(tuple(data))
+
     def fingerprint(self) -> str:
-        """Equal for two runs that draw the same samples: names and sizes of their images, and their texts."""
-        digest = hashlib.sha256(f"{self.task} {self.samples} {self.seed}".encode())
-        for image, text in _pairs(self, calibration_samples(self.task, self.folder, self.samples, self.seed)):
-            digest.update(f"{image.relative_to(self.folder)} {image.stat().st_size} {text}\n".encode())
+        """Equal for two draws of the same samples: names and sizes of their images, and their texts."""
+        digest = hashlib.sha256()
+        for source in self.data:
+            digest.update(f"{source.task} {source.samples} {source.seed}\n".encode())
+            for image, text in _pairs(source, source.drawn()):
+                digest.update(f"{image.relative_to(source.folder)} {image.stat().st_size} {text}\n".encode())
         return digest.hexdigest()[:16]
 
+    def batches(self, model: Any, processor: Any) -> list[dict[str, Any]]:
+        """Keyword arguments for calls of `model` that together show it every sample.
 
-def calibration_batches(model: Any, processor: Any, data: Sequence[CalibrationData]) -> list[dict[str, Any]]:
-    """Keyword arguments for calls of `model` that together show it every sample of `data`.
-
-    Raises:
-        DataError: a data set is missing, damaged, or smaller than asked.
-        ModelMismatch: a task that the model cannot do.
-    """
-    batches: list[dict[str, Any]] = []
-    pixels = PixelStore(processor)
-    for source in data:
-        samples = calibration_samples(source.task, source.folder, source.samples, source.seed)
-        build = _matching if source.task == "retrieval" else _generative
-        _check(model, source.task)
-        for start in range(0, len(samples), BATCH):
-            batches += build(model, processor, pixels, source, samples[start : start + BATCH])
-    return batches
+        Raises:
+            DataError: a data set is missing, damaged, or smaller than asked.
+            ModelMismatch: a task that the model cannot do.
+        """
+        batches: list[dict[str, Any]] = []
+        pixels = PixelStore(processor)
+        for source in self.data:
+            _check(model, source.task)
+            build = _matching if source.task == "retrieval" else _generative
+            samples = source.drawn()
+            for start in range(0, len(samples), BATCH):
+                batches += build(model, processor, pixels, source, samples[start : start + BATCH])
+        return batches
 
 
 def _check(model: Any, task: str) -> None:

@@ -66,9 +66,7 @@ _BLIP2_GENERATION = Family(
         "connector": ("query_tokens", "qformer", "language_projection"),
         "language": ("language_model",),
     },
-    left_alone={
-        "language_model.lm_head": "output head: often tied to the embedding, and read by every answer"
-    },
+    left_alone={"language_model.lm_head": "output head: often tied to the embedding, and read by every answer"},
 )
 
 _BLIP2_RETRIEVAL = Family(

@@ -132,9 +132,7 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
 
 def _check_rule(rule: Rule, layers: list[Layer], family: Family) -> None:
     if rule.target in COMPONENTS and rule.target not in family.parts:
-        raise ValueError(
-            f"the model has no component {rule.target!r} ({rule}); it has {', '.join(family.parts)}"
-        )
+        raise ValueError(f"the model has no component {rule.target!r} ({rule}); it has {', '.join(family.parts)}")
     if any(_selects(rule, layer) for layer in layers):
         return
     if rule.is_pattern:
@@ -162,9 +160,7 @@ def _nearest(pattern: str, layers: list[Layer]) -> str:
     return ", ".join(dict.fromkeys([*(tails[tail] for tail in close_tails), *close]))
 
 
-def _stages(
-    model: nn.Module, family: Family, layers: list[Layer], planned: dict[str, LayerPlan]
-) -> Iterator[Stage]:
+def _stages(model: nn.Module, family: Family, layers: list[Layer], planned: dict[str, LayerPlan]) -> Iterator[Stage]:
     for index, path in enumerate(family.stages):
         module = _get(model, path.path)
         if module is None:

@@ -74,9 +74,7 @@ def quantize_model(
     tied = set(untie_heads(model, plan.layers))
     reports = quantize_stages(model, plan.stages, batches, settings=settings, store=store, progress=progress)
     reports = [
-        replace(r, note=f"{r.note} untied from the embedding, which keeps its weights".strip())
-        if r.name in tied
-        else r
+        replace(r, note=f"{r.note} untied from the embedding, which keeps its weights".strip()) if r.name in tied else r
         for r in reports
     ]
     return QuantizationReport(str(recipe), reports, plan.left_alone)

@@ -155,9 +155,7 @@ class QuantLinear(nn.Module):
         """
         for name in ("weight_packed", "weight_scale", "weight_shape"):
             if name not in tensors:
-                raise ValueError(
-                    f"{name} must be among the tensors of a quantized layer, got {sorted(tensors)}"
-                )
+                raise ValueError(f"{name} must be among the tensors of a quantized layer, got {sorted(tensors)}")
         shape = tensors["weight_shape"]
         if shape.numel() != 2 or int(shape.min()) < 1:
             raise ValueError(f"weight_shape must hold two positive sizes n, k, got {shape.tolist()}")
@@ -396,9 +394,7 @@ class QuantLinear(nn.Module):
     ) -> None:
         ours = {name: state_dict[prefix + name] for name in ON_DISK if prefix + name in state_dict}
         rest = {key: value for key, value in state_dict.items() if key.removeprefix(prefix) not in ours}
-        super()._load_from_state_dict(
-            rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         if "weight_packed" not in ours:
             missing_keys.append(prefix + "weight_packed")
             return

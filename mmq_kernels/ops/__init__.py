@@ -34,9 +34,7 @@ _WEIGHT = "Tensor weight, Tensor scale, Tensor? zero, Tensor? perm"
 _NUMBERS = "int bits, int group_size, int n, int k, str layout"
 
 _library = torch.library.Library("mmq", "DEF")
-_library.define(
-    f"gemm(Tensor x, {_WEIGHT}, Tensor? input_scale, Tensor? bias, {_NUMBERS}, str activation) -> Tensor"
-)
+_library.define(f"gemm(Tensor x, {_WEIGHT}, Tensor? input_scale, Tensor? bias, {_NUMBERS}, str activation) -> Tensor")
 _library.define(f"dequantize({_WEIGHT}, {_NUMBERS}, ScalarType dtype) -> Tensor")
 _library.define("pack(Tensor codes, int bits) -> Tensor")
 _library.define("unpack(Tensor words, int bits, int k) -> Tensor")
@@ -91,9 +89,7 @@ def gemm(
 
 
 def _gemm(x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation):
-    spec = checks.gemm(
-        x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation
-    )
+    spec = checks.gemm(x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation)
     choice = select("gemm", x.device, spec=spec, dtype=x.dtype, layout=layout, n=n, k=k)
     rows = x.reshape(-1, k)
     if input_scale is not None:
@@ -299,9 +295,7 @@ def gptq_block(
     Raises:
         ValueError: naming the argument, its requirement and the value got.
     """
-    return torch.ops.mmq.gptq_block(
-        weight, hinv, scale, zero, spec.bits, spec.group_size, spec.symmetric, scale_dtype
-    )
+    return torch.ops.mmq.gptq_block(weight, hinv, scale, zero, spec.bits, spec.group_size, spec.symmetric, scale_dtype)
 
 
 def _gptq_block(weight, hinv, scale, zero, bits, group_size, symmetric, scale_dtype):

@@ -124,15 +124,11 @@ def unpack(words: Tensor, bits: int, k: int) -> QuantSpec:
     spec = QuantSpec(bits)
     _require(words.dtype == torch.int32, "words dtype", "int32", words.dtype)
     _require(words.dim() == 2, "words", "a matrix [n, words]", list(words.shape))
-    _require(
-        words.shape[1] == spec.words(k), "words shape", f"[n, {spec.words(k)}] for k = {k}", list(words.shape)
-    )
+    _require(words.shape[1] == spec.words(k), "words shape", f"[n, {spec.words(k)}] for k = {k}", list(words.shape))
     return spec
 
 
-def quantize_rtn(
-    weight: Tensor, bits: int, group_size: int, symmetric: bool, scale_dtype: torch.dtype
-) -> QuantSpec:
+def quantize_rtn(weight: Tensor, bits: int, group_size: int, symmetric: bool, scale_dtype: torch.dtype) -> QuantSpec:
     _float("weight", weight.dtype)
     _float("scale", scale_dtype)
     _require(weight.dim() == 2, "weight", "a matrix [n, k]", list(weight.shape))

@@ -85,9 +85,7 @@ def select(
     raise RuntimeError(f"{asked} cannot serve mmq.{op} on {device}: {'; '.join(refusals)}")
 
 
-def _why_not(
-    name: str, op: str, device: torch.device, dtype: torch.dtype | None, layout: str | None
-) -> str | None:
+def _why_not(name: str, op: str, device: torch.device, dtype: torch.dtype | None, layout: str | None) -> str | None:
     candidate = backends.backend(name)
     return candidate.why_unavailable() or candidate.why_not(op, device, dtype, layout)
 

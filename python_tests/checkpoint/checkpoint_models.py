@@ -107,3 +107,8 @@ def outputs(model: torch.nn.Module) -> torch.Tensor:
         words = torch.cat([torch.full((2, QUERIES), 3), words], dim=1)
         labels = {"decoder_input_ids": words[:, -4:]} if hasattr(model.language_model, "encoder") else {}
         return model(pixel_values=pixels, input_ids=words, **labels).logits
+
+
+def assert_same_outputs(model: torch.nn.Module, other: torch.nn.Module) -> None:
+    """Equal up to what torch's own float kernels make of memory that starts elsewhere: the last bits of a sum."""
+    torch.testing.assert_close(outputs(model), outputs(other))

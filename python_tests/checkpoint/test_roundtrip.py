@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_models import KINDS, make, outputs
+from checkpoint_models import KINDS, assert_same_outputs, make
 from safetensors import safe_open
 from tokenizers import Tokenizer, models
 from torch import nn
@@ -41,7 +41,7 @@ def test_a_quantized_model_comes_back_bit_for_bit(kind: str, dtype: torch.dtype,
     back = load(tmp_path / "q")
     assert type(back) is type(model)
     assert not back.training
-    assert torch.equal(outputs(back), outputs(model))
+    assert_same_outputs(back, model)
     packed = {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}
     for name, layer in packed.items():
         other = back.get_submodule(name)
@@ -85,7 +85,7 @@ def test_a_quantized_head_is_no_longer_tied(tmp_path: Path) -> None:
     save(model, tmp_path / "q")
     back = load(tmp_path / "q")
     assert isinstance(back.language_model.lm_head, QuantLinear)
-    assert torch.equal(outputs(back), outputs(model))
+    assert_same_outputs(back, model)
 
 
 def test_tied_weights_that_differ_stay_apart(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_tied_weights_that_differ_stay_apart(tmp_path: Path) -> None:
     head = model.language_model.lm_head
     head.weight = nn.Parameter(head.weight.detach() * 2)
     save(model, tmp_path / "q")
-    assert torch.equal(outputs(load(tmp_path / "q")), outputs(model))
+    assert_same_outputs(load(tmp_path / "q"), model)
 
 
 def test_parameters_that_share_memory_are_both_written(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_parameters_that_share_memory_are_both_written(tmp_path: Path) -> None:
     first = blocks[0].layer[0].layer_norm
     first.weight = nn.Parameter(blocks[1].layer[0].layer_norm.weight.detach())
     save(model, tmp_path / "q")
-    assert torch.equal(outputs(load(tmp_path / "q")), outputs(model))
+    assert_same_outputs(load(tmp_path / "q"), model)
 
 
 def test_shards_have_transformers_names_and_an_index(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_shards_have_transformers_names_and_an_index(tmp_path: Path) -> None:
     index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
     assert index["weight_map"].keys() == whole.keys()
     assert index["metadata"]["total_size"] == sum(t.numel() * t.element_size() for t in whole.values())
-    assert torch.equal(outputs(load(tmp_path / "many")), outputs(model))
+    assert_same_outputs(load(tmp_path / "many"), model)
 
 
 def test_config_says_what_each_layer_is(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_activation_order_and_input_scale_come_back(tmp_path: Path) -> None:
         input_scale=torch.rand(k) + 0.5,
     )
     save(model, tmp_path / "q")
-    assert torch.equal(outputs(load(tmp_path / "q")), outputs(model))
+    assert_same_outputs(load(tmp_path / "q"), model)
 
 
 def test_dtype_changes_floats_and_leaves_codes_alone(tmp_path: Path) -> None:
@@ -185,8 +185,8 @@ def test_an_unquantized_model_is_a_plain_transformers_folder(kind: str, tmp_path
     model.save_pretrained(tmp_path / "theirs")
     assert stored(tmp_path / "ours").keys() == stored(tmp_path / "theirs").keys()
     for folder in ("ours", "theirs"):
-        assert torch.equal(outputs(load(tmp_path / folder)), outputs(model))
-        assert torch.equal(outputs(type(model).from_pretrained(tmp_path / folder)), outputs(model))
+        assert_same_outputs(load(tmp_path / folder), model)
+        assert_same_outputs(type(model).from_pretrained(tmp_path / folder), model)
 
 
 def test_generation_config_and_processor_travel_along(tmp_path: Path) -> None:

@@ -1,0 +1,5 @@
+"""`python -m mmq_kernels` is `mmq`."""
+
+from mmq_kernels.cli import main
+
+main()

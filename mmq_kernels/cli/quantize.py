@@ -1,0 +1,71 @@
+"""`mmq quantize`: a model and a recipe in, a checkpoint of packed weights out."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from mmq_kernels.cli.options import Debug, Json, print_json, progress_bar
+
+
+def quantize(
+    model: Annotated[str, typer.Argument(help="A folder, or a hub name.")],
+    recipe: Annotated[
+        str, typer.Option(help='Such as "vision=gptq:4:g64 connector=gptq:8 language=gptq:3:g64", or a file.')
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="The checkpoint folder to write.")],
+    calibrate: Annotated[
+        list[str] | None,
+        typer.Option(help="TASK:DIR with TASK caption, vqa or retrieval; may be given again. Needed by gptq."),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Calibration samples in all, from training splits.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of the calibration draw.")] = 0,
+    damping: Annotated[float, typer.Option(help="Of GPTQ's Hessians, a share of the mean diagonal.")] = 0.01,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on behind the blocks that a killed run left.")] = False,
+    device: Annotated[str | None, typer.Option(help="Default: cuda if there is one, else cpu.")] = None,
+    json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Quantize any part of MODEL to 2..8 bits and write a checkpoint that `mmq_kernels.load` runs."""
+    from mmq_kernels.checkpoint.quantization import quantize_checkpoint
+    from mmq_kernels.cli.devices import chosen_device
+    from mmq_kernels.eval.calibration import CalibrationSource
+    from mmq_kernels.quantize import GptqSettings, Recipe
+
+    started = time.perf_counter()
+    parsed = Recipe.parse(recipe)
+    source = CalibrationSource.parse(calibrate or [], samples, seed)
+    with progress_bar(f"quantizing {model}") as bar:
+        report = quantize_checkpoint(
+            model,
+            parsed,
+            out,
+            calibration=source,
+            settings=GptqSettings(damping),
+            resume=resume,
+            device=chosen_device(device),
+            progress=bar,
+        )
+    facts = report | {"out": str(out), "seconds": round(time.perf_counter() - started, 2)}
+    if json:
+        print_json(facts)
+    else:
+        _print(facts)
+
+
+def _print(facts: dict[str, Any]) -> None:
+    console = Console()
+    layers = facts["layers"]
+    console.print(f"{len(layers)} layers quantized, {len(facts['left_alone'])} left alone: {facts['recipe']}")
+    for layer in layers:
+        if layer["note"]:
+            console.print(f"  {layer['name']}: {layer['note']}")
+    before, after = facts["source_bytes"], facts["disk_bytes"]
+    console.print(
+        f"{facts['out']}: {after / 1e6:,.1f} MB on disk, {after / before:.2f} of the source's {before / 1e6:,.1f} MB, "
+        f"in {facts['seconds']:.1f} s"
+    )
