@@ -261,7 +261,9 @@ class _Walk:
                 if owner.setdefault(name, first) != first:
                     raise RuntimeError(f"{name} shares its input with {owner[name]} in some calls only")
                 if first == name:
-                    found.setdefault(name, _SharedHessian(x.shape[-1], x.device)).sums.add(x)
+                    if name not in found:
+                        found[name] = _SharedHessian(x.shape[-1], x.device)
+                    found[name].sums.add(x)
 
             return hook
 

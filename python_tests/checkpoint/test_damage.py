@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from checkpoint_models import make
+from tiny_vlms import make
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -288,6 +288,6 @@ def test_targets_that_are_taken_are_refused_before_any_work(tmp_path: Path) -> N
 def test_a_fused_activation_cannot_be_saved(one: Path, tmp_path: Path) -> None:
     model = load(one)
     model.get_submodule(PACKED).activation = "gelu"
-    with pytest.raises(CheckpointError, match=f"activation must be 'none'.*got 'gelu' .layer {PACKED}"):
+    with pytest.raises(CheckpointError, match=r"activation must be 'none'.*got 'gelu'"):
         save(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from checkpoint_models import KINDS, assert_same_outputs, make
+from tiny_vlms import KINDS, assert_same_outputs, make
 from safetensors import safe_open
 from tokenizers import Tokenizer, models
 from torch import nn

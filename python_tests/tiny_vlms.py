@@ -1,4 +1,4 @@
-"""Tiny stock models with every weight random, one of each kind that checkpoints have to get right."""
+"""Tiny stock models with every weight random, one of each kind that quantizers and checkpoints have to get right."""
 
 import torch
 from transformers import (
@@ -92,6 +92,27 @@ def make(kind: str, dtype: torch.dtype = torch.float32) -> torch.nn.Module:
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(0.2 * noise if parameter.dim() > 1 else parameter + 0.05 * noise)
     return model.to(dtype).eval()
+
+
+def batches(model: torch.nn.Module, count: int = 4) -> list[dict[str, object]]:
+    """Calls of the model that reach every linear in its blocks."""
+    generator = torch.Generator().manual_seed(3)
+    found: list[dict[str, object]] = []
+    for _ in range(count):
+        words = torch.randint(4, VOCABULARY, (3, 7), generator=generator)
+        words = torch.cat([torch.full((3, QUERIES), 3), words], dim=1)
+        batch = {
+            "pixel_values": torch.randn(3, 3, IMAGE, IMAGE, generator=generator),
+            "input_ids": words,
+            "attention_mask": torch.ones_like(words),
+        }
+        if isinstance(model, Blip2ForImageTextRetrieval):
+            found += [{**batch, "use_image_text_matching_head": match} for match in (False, True)]
+        elif hasattr(model.language_model, "encoder"):
+            found.append({**batch, "labels": words[:, -4:]})
+        else:
+            found.append(batch)
+    return found
 
 
 def outputs(model: torch.nn.Module) -> torch.Tensor:

@@ -1,0 +1,133 @@
+"""GPTQ against the algorithm of the paper, written plainly in float64."""
+
+import pytest
+import torch
+
+from mmq_kernels.quantize import GptqSettings, Hessian, QuantizationError, gptq, quantize_weight
+from mmq_kernels.quantize.gptq import _blocks, factorize, weighted_error
+from mmq_kernels.spec import QuantSpec
+
+SETTINGS = GptqSettings()
+
+
+def correlated(rows: int, k: int) -> torch.Tensor:
+    """Activations whose channels are far from independent, as real ones are."""
+    return torch.randn(rows, max(4, k // 3)) @ torch.randn(max(4, k // 3), k) + 0.1 * torch.randn(rows, k)
+
+
+def hessian_of(x: torch.Tensor) -> torch.Tensor:
+    hessian = Hessian(x.shape[1], x.device)
+    hessian.add(x[: len(x) // 2])
+    hessian.add(x[len(x) // 2 :].view(1, -1, x.shape[1]))
+    return hessian.value()
+
+
+def gptq_plain(weight: torch.Tensor, hessian: torch.Tensor, spec: QuantSpec, damping: float) -> torch.Tensor:
+    """Column by column, every error spread over all later columns at once. Returns the dequantized weight."""
+    weight = weight.double().clone()
+    h = hessian.double() + damping * hessian.double().diagonal().mean() * torch.eye(len(hessian)).double()
+    upper = torch.linalg.cholesky(torch.linalg.inv(h), upper=True)
+    n, k = weight.shape
+    length = spec.group_length(k)
+    out = torch.empty_like(weight)
+    for j in range(k):
+        if j % length == 0:
+            part = weight[:, j : j + length].float()
+            low, high = part.amin(1).clamp(max=0), part.amax(1).clamp(min=0)
+            if spec.symmetric:
+                scale = (2 * torch.maximum(-low, high) / spec.max_code).half().double()
+                zero = torch.full_like(scale, spec.middle_code)
+            else:
+                scale = ((high - low) / spec.max_code).half().double()
+                zero = torch.round(-low.double() / scale).clamp(0, spec.max_code)
+        code = (torch.round(weight[:, j] / scale) + zero).clamp(0, spec.max_code)
+        out[:, j] = scale * (code - zero)
+        error = (weight[:, j] - out[:, j]) / upper[j, j]
+        weight[:, j + 1 :] -= error[:, None] * upper[j, j + 1 :]
+    return out
+
+
+@pytest.mark.parametrize("group_size", [-1, 8, 48, 64, 128, 160])
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("k", [100, 300])
+def test_equals_the_plain_algorithm(group_size, symmetric, k) -> None:
+    spec = QuantSpec(3, group_size, symmetric)
+    hessian = hessian_of(correlated(400, k))
+    weight = torch.randn(24, k)
+    got = gptq(weight, factorize(hessian, SETTINGS, "layer"), spec).dequantize(spec)
+    expected = gptq_plain(weight, hessian, spec, SETTINGS.damping)
+    # A code on the edge may fall the other way in fp32 and lead its row elsewhere; most rows must agree throughout.
+    same = (got.double() - expected).abs().amax(1) < 1e-3
+    assert same.float().mean() >= 0.7
+    ours, theirs = (weighted_error(weight, w, hessian) for w in (got, expected.float()))
+    assert ours == pytest.approx(theirs, rel=0.1)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("group_size", [-1, 64])
+def test_beats_rounding_where_inputs_correlate(bits, group_size) -> None:
+    spec = QuantSpec(bits, group_size)
+    hessian = hessian_of(correlated(500, 192))
+    weight = torch.randn(32, 192)
+    quantized = gptq(weight, factorize(hessian, SETTINGS, "layer"), spec).dequantize(spec)
+    nearest = quantize_weight(weight, spec).dequantize(spec)
+    assert weighted_error(weight, quantized, hessian) < 0.8 * weighted_error(weight, nearest, hessian)
+
+
+@pytest.mark.parametrize(("group_size", "k"), [(-1, 300), (8, 300), (96, 300), (128, 300), (256, 300), (512, 300)])
+def test_blocks_cover_every_column_once_and_never_split_a_small_group(group_size, k) -> None:
+    blocks = list(_blocks(k, QuantSpec(4, group_size)))
+    assert [start for start, _, _ in blocks] == [0] + [end for _, end, _ in blocks[:-1]]
+    assert blocks[-1][1] == k
+    assert all(end - start <= 128 for start, end, _ in blocks)
+    if 0 < group_size <= 128:
+        assert all(start % group_size == 0 for start, _, _ in blocks)
+
+
+def test_a_group_keeps_its_grid() -> None:
+    """Every stored code dequantizes with the scale it was optimized for: the grids tile the row."""
+    for group_size in (-1, 40, 128, 200):
+        spec = QuantSpec(4, group_size)
+        out = gptq(torch.randn(8, 300), factorize(hessian_of(correlated(400, 300)), SETTINGS, "layer"), spec)
+        assert out.scale.shape == out.zero.shape == (8, spec.groups(300))
+
+
+def test_inputs_that_were_always_zero_are_rounded_not_zeroed() -> None:
+    x = correlated(200, 64)
+    x[:, 10:20] = 0
+    hessian = hessian_of(x)
+    weight = torch.randn(16, 64)
+    spec = QuantSpec(4, 16)
+    back = gptq(weight, factorize(hessian, SETTINGS, "layer"), spec).dequantize(spec)
+    assert (back[:, 10:20] - weight[:, 10:20]).abs().max() < 1.0
+    assert back[:, 10:20].abs().max() > 0.5
+
+
+def test_damping_is_raised_visibly_then_given_up() -> None:
+    hessian = torch.eye(8)
+    hessian[0, 1] = hessian[1, 0] = 1.04
+    with pytest.warns(UserWarning, match="fc1: Hessian not positive definite at damping 0.01, trying 0.1"):
+        assert factorize(hessian, SETTINGS, "fc1").damping == pytest.approx(0.1)
+    hessian[0, 1] = hessian[1, 0] = 1e9
+    with pytest.warns(UserWarning), pytest.raises(QuantizationError, match="fc1: Hessian not positive definite"):
+        factorize(hessian, SETTINGS, "fc1")
+
+
+def test_activations_that_are_not_finite_are_named() -> None:
+    hessian = torch.eye(4)
+    hessian[2, 2] = torch.nan
+    with pytest.raises(QuantizationError, match="fc1: its calibration activations hold NaN or infinity"):
+        factorize(hessian, SETTINGS, "fc1")
+
+
+@pytest.mark.parametrize("damping", [0.0, -1.0, 2.0])
+def test_damping_out_of_range_is_refused(damping) -> None:
+    with pytest.raises(ValueError, match="damping must be above 0 and at most 1, got"):
+        GptqSettings(damping)
+
+
+def test_the_same_input_gives_the_same_codes() -> None:
+    weight, hessian = torch.randn(16, 200), hessian_of(correlated(300, 200))
+    spec = QuantSpec(3, 64)
+    first, second = (gptq(weight, factorize(hessian, SETTINGS, "layer"), spec) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
