@@ -1,5 +1,4 @@
-"""A generative BLIP-2 opened at its seams: image features once per image, then any number of prompts about
-it.
+"""A generative BLIP-2 opened at its seams: features once per image, then any number of prompts about it.
 
 The pieces and their order are those of `Blip2ForConditionalGeneration.generate`; a test holds the two equal.
 Sequences are ``[pads] [image tokens] [prompt]``: padding stands left of everything, so that no distance
