@@ -84,7 +84,7 @@ def _quantize_loaded(
     if "gptq" in recipe.methods and calibration is None:
         raise ValueError(f"gptq needs calibration data, got none ({recipe}); see --calibrate")
     processor = load_processor(source)
-    model = load(source, device=device)
+    model: Any = load(source, device=device)
     batches = calibration.batches(model, processor) if calibration else ()
     identity = {
         "model": _identity(source),

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from tiny_vlms import make
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from tiny_vlms import make
 from torch import nn
 
 from mmq_kernels import QuantLinear

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_vlms import KINDS, assert_same_outputs, make
 from safetensors import safe_open
+from tiny_vlms import KINDS, assert_same_outputs, make
 from tokenizers import Tokenizer, models
 from torch import nn
 from transformers import PreTrainedTokenizerFast

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_vlms import KINDS, assert_same_outputs, make
 from safetensors.torch import load_file, save_file
+from tiny_vlms import KINDS, assert_same_outputs, make
 
 from mmq_kernels import QuantLinear
 from mmq_kernels.checkpoint import CheckpointError, disk_bytes, load, quantize_folder, save
