@@ -28,17 +28,21 @@ constexpr int64_t kBlockTokens = 264;  // a multiple of every kTokens; accumulat
 static_assert(kPanelColumns % kUnitColumns == 0, "a panel is made of whole units");
 static_assert(kBlockTokens % kTokens == 0, "only the last group of tokens of a block is short");
 
-// Adds the bias, activates and stores 16 rows of one token.
+// The bias of 16 rows, zeros where there is none.
+inline F16 load_bias(const GemmArgs& args, int64_t tile) {
+    float bias[kTileRows] = {};
+    const int64_t row = tile * kTileRows, count = std::min<int64_t>(kTileRows, args.weight.n - row);
+    if (args.bias != nullptr) load_row(args.bias, args.dtype, row, count, bias);
+    return load(bias);
+}
+
+// Activates and stores 16 rows of one token.
 inline void store_outputs(const GemmArgs& args, int64_t tile, int64_t token, F16 value) {
     const int64_t row = tile * kTileRows, n = args.weight.n;
-    const int64_t count = std::min<int64_t>(kTileRows, n - row);
     float out[kTileRows];
     store(out, value);
-    if (args.bias != nullptr) {
-        for (int64_t i = 0; i < count; ++i) out[i] += load_as_float(args.bias, args.dtype, row + i);
-    }
     activate(out, args.activation);
-    store_row(out, args.dtype, token * n + row, count, args.y);
+    store_row(out, args.dtype, token * n + row, std::min<int64_t>(kTileRows, n - row), args.y);
 }
 
 // --- few tokens
@@ -95,7 +99,10 @@ void multiply_tile(const GemmArgs& args, const FewTokens& in, int64_t tile_index
         }
         begin = group_end;
     }
-    for (int t = 0; t < std::min<int64_t>(TOKENS, args.m); ++t) store_outputs(args, tile_index, t, y[t]);
+    const F16 bias = load_bias(args, tile_index);
+    for (int t = 0; t < std::min<int64_t>(TOKENS, args.m); ++t) {
+        store_outputs(args, tile_index, t, add(y[t], bias));
+    }
 }
 
 // Sums of x over each segment that `multiply_tile` walks, in its order.
@@ -106,9 +113,14 @@ int64_t sum_segments(const Weight& w, int tokens, const float* x, int64_t column
         for (; begin < group_end; begin += kPanelColumns, ++segments) {
             const int64_t end = std::min(group_end, begin + kPanelColumns);
             for (int t = 0; sums != nullptr && t < tokens; ++t) {
-                double sum = 0.0;
-                for (int64_t i = begin; i < end; ++i) sum += x[t * columns + i];
-                sums[segments * tokens + t] = static_cast<float>(sum);
+                // Whole units, the zeros after the last column too; in fp64, because a sum of x is small by
+                // luck.
+                double lanes[kUnitColumns] = {};
+                for (int64_t i = begin; i < end; i += kUnitColumns) {
+                    for (int c = 0; c < kUnitColumns; ++c) lanes[c] += x[t * columns + i + c];
+                }
+                sums[segments * tokens + t] =
+                    static_cast<float>(std::accumulate(lanes, lanes + kUnitColumns, 0.0));
             }
         }
         begin = group_end;
@@ -206,9 +218,10 @@ void multiply_strip(const GemmArgs& args, const TokenBlock& block, int64_t first
         }
     }
     for (int64_t tile = first_tile; tile < end_tile; ++tile) {
+        const float* values = sum + (tile - first_tile) * stride;
+        const F16 bias = load_bias(args, tile);
         for (int64_t t = 0; t < block.count; ++t) {
-            store_outputs(args, tile, block.first + t,
-                          load(sum + (tile - first_tile) * stride + t * kTileRows));
+            store_outputs(args, tile, block.first + t, add(load(values + t * kTileRows), bias));
         }
     }
 }

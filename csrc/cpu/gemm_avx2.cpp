@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <utility>
 
 #include "../common/args.h"
@@ -16,8 +17,7 @@
 #include "parallel.h"
 #include "tables.h"
 
-// After every shared header: an inline function compiled for this instruction set must not be the one others
-// get.
+// After every shared header: their inline functions must not be compiled for this instruction set.
 #pragma GCC target("avx2,fma,f16c")
 
 namespace mmq {

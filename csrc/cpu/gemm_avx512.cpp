@@ -1,13 +1,14 @@
 // gemm and dequantize in AVX-512 (F, BW, DQ, VL); the kernels are in gemm.inl.
 #if defined(__x86_64__)
-#pragma GCC diagnostic ignored \
-    "-Wmaybe-uninitialized"  // GCC 12: the undefined registers of its own intrinsics
+// GCC 12 warns of the registers that its own intrinsics leave undefined.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <numeric>
 #include <utility>
 
 #include "../common/args.h"
@@ -18,8 +19,7 @@
 #include "parallel.h"
 #include "tables.h"
 
-// After every shared header: an inline function compiled for this instruction set must not be the one others
-// get.
+// After every shared header: their inline functions must not be compiled for this instruction set.
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl")
 
 namespace mmq {

@@ -12,8 +12,7 @@
 #include "kernels.h"
 #include "parallel.h"
 
-// After every shared header: an inline function compiled for this instruction set must not be the one others
-// get.
+// After every shared header: their inline functions must not be compiled for this instruction set.
 #pragma GCC target("avx2,avx512f,avx512bw,avx512dq,avx512vl")
 
 namespace mmq {

@@ -1,123 +1,105 @@
 // A register of 16 rows in portable C++. Included inside an anonymous namespace of a kernel file.
 
+using F4 = float __attribute__((vector_size(16)));
+using I4 = int32_t __attribute__((vector_size(16)));
+using U4 = uint32_t __attribute__((vector_size(16)));
+
+// Quarters, because every target has vectors of 4 and compiles them fast.
 struct F16 {
-    float lane[16];
+    F4 part[4];
 };
 struct I16 {
-    int32_t lane[16];
+    U4 part[4];
 };
 
 constexpr int kTokens = 4;  // tokens of a register block
 
+template <class Function>
+inline F16 each_part(const Function& function) {
+    return {{function(0), function(1), function(2), function(3)}};
+}
+template <class Function>
+inline I16 each_word(const Function& function) {
+    return {{function(0), function(1), function(2), function(3)}};
+}
+
 inline F16 set1(float value) {
-    F16 out;
-    for (float& lane : out.lane) lane = value;
-    return out;
+    return each_part([&](int) { return F4{value, value, value, value}; });
 }
 inline F16 load(const float* from) {
     F16 out;
-    std::memcpy(out.lane, from, sizeof out.lane);
+    std::memcpy(&out, from, sizeof out);
     return out;
 }
 inline void store(float* to, const F16& a) {
-    std::memcpy(to, a.lane, sizeof a.lane);
+    std::memcpy(to, &a, sizeof a);
 }
 inline F16 add(const F16& a, const F16& b) {
-    F16 out;
-    for (int i = 0; i < 16; ++i) out.lane[i] = a.lane[i] + b.lane[i];
-    return out;
+    return each_part([&](int i) { return a.part[i] + b.part[i]; });
 }
 inline F16 sub(const F16& a, const F16& b) {
-    F16 out;
-    for (int i = 0; i < 16; ++i) out.lane[i] = a.lane[i] - b.lane[i];
-    return out;
+    return each_part([&](int i) { return a.part[i] - b.part[i]; });
 }
 inline F16 mul(const F16& a, const F16& b) {
-    F16 out;
-    for (int i = 0; i < 16; ++i) out.lane[i] = a.lane[i] * b.lane[i];
-    return out;
+    return each_part([&](int i) { return a.part[i] * b.part[i]; });
 }
 // a * b + c
 inline F16 fma(const F16& a, const F16& b, const F16& c) {
-    F16 out;
-    for (int i = 0; i < 16; ++i) out.lane[i] = a.lane[i] * b.lane[i] + c.lane[i];
-    return out;
+    return each_part([&](int i) { return a.part[i] * b.part[i] + c.part[i]; });
 }
 // c - a * b
 inline F16 fnma(const F16& a, const F16& b, const F16& c) {
-    F16 out;
-    for (int i = 0; i < 16; ++i) out.lane[i] = c.lane[i] - a.lane[i] * b.lane[i];
-    return out;
+    return each_part([&](int i) { return c.part[i] - a.part[i] * b.part[i]; });
 }
 
 inline I16 load_words(const int32_t* from) {
     I16 out;
-    std::memcpy(out.lane, from, sizeof out.lane);
+    std::memcpy(&out, from, sizeof out);
     return out;
 }
 inline I16 shift_right(const I16& a, int count) {
-    I16 out;
-    for (int i = 0; i < 16; ++i)
-        out.lane[i] = static_cast<int32_t>(static_cast<uint32_t>(a.lane[i]) >> count);
-    return out;
+    return each_word([&](int i) { return a.part[i] >> count; });
 }
 inline I16 shift_left(const I16& a, int count) {
-    I16 out;
-    for (int i = 0; i < 16; ++i)
-        out.lane[i] = static_cast<int32_t>(static_cast<uint32_t>(a.lane[i]) << count);
-    return out;
+    return each_word([&](int i) { return a.part[i] << count; });
 }
-inline I16 mask(const I16& a, int32_t bits) {
-    I16 out;
-    for (int i = 0; i < 16; ++i) out.lane[i] = a.lane[i] & bits;
-    return out;
+inline I16 mask(const I16& a, uint32_t bits) {
+    return each_word([&](int i) { return a.part[i] & bits; });
 }
 inline I16 either(const I16& a, const I16& b) {
-    I16 out;
-    for (int i = 0; i < 16; ++i) out.lane[i] = a.lane[i] | b.lane[i];
-    return out;
+    return each_word([&](int i) { return a.part[i] | b.part[i]; });
 }
 // Adds 128 to every byte, mod 256: codes of 8 bits become signed bytes centred on 0.
 inline I16 centre_bytes(const I16& a) {
-    I16 out;
-    for (int i = 0; i < 16; ++i) {
-        out.lane[i] = static_cast<int32_t>(static_cast<uint32_t>(a.lane[i]) ^ 0x80808080u);
-    }
-    return out;
+    return each_word([&](int i) { return a.part[i] ^ 0x80808080u; });
 }
 inline I16 signed_byte(const I16& a, int byte) {
-    I16 out;
-    for (int i = 0; i < 16; ++i) {
-        out.lane[i] = static_cast<int8_t>(static_cast<uint32_t>(a.lane[i]) >> (8 * byte));
-    }
-    return out;
+    return each_word([&](int i) { return (U4)((I4)(a.part[i] << (24 - 8 * byte)) >> 24); });
 }
 inline F16 to_float(const I16& a) {
-    F16 out;
-    for (int i = 0; i < 16; ++i) out.lane[i] = static_cast<float>(a.lane[i]);
-    return out;
+    return each_part([&](int i) { return __builtin_convertvector((I4)a.part[i], F4); });
 }
 
 inline F16 load_fp16(const uint16_t* from) {
-    F16 out;
-    for (int i = 0; i < 16; ++i) out.lane[i] = fp16_to_float(from[i]);
-    return out;
+    float out[16];
+    for (int i = 0; i < 16; ++i) out[i] = fp16_to_float(from[i]);
+    return load(out);
 }
 inline F16 load_bf16(const uint16_t* from) {
-    F16 out;
-    for (int i = 0; i < 16; ++i) out.lane[i] = bf16_to_float(from[i]);
-    return out;
+    float out[16];
+    for (int i = 0; i < 16; ++i) out[i] = bf16_to_float(from[i]);
+    return load(out);
 }
 
 // 16 codes of a dense stream that starts at a byte.
 template <int BITS>
 inline F16 load_stream(const uint8_t* from) {
-    F16 out;
+    float out[16];
     for (int i = 0; i < 16; ++i) {
         const int byte = i * BITS / 8, shift = i * BITS % 8;
         uint32_t window = from[byte];
         if (shift + BITS > 8) window |= static_cast<uint32_t>(from[byte + 1]) << 8;
-        out.lane[i] = static_cast<float>((window >> shift) & ((1u << BITS) - 1));
+        out[i] = static_cast<float>((window >> shift) & ((1u << BITS) - 1));
     }
-    return out;
+    return load(out);
 }
