@@ -2,7 +2,8 @@
 
     python benchmarks/bench_cpu.py [--quick] [--threads N] [--clock wall|cpu] [--out FILE]
 
-On a machine that does other work, `--threads 1 --clock cpu` counts the seconds that this process computed.
+On a machine that does other work, `--threads 1 --clock cpu` counts the seconds that this process computed, and
+OMP_WAIT_POLICY=passive keeps a thread that waits from taking the core of the one it waits for.
 
 gemm: weights rotate through more memory than the last cache holds, so each call reads its weight from memory. One JSON
 line per (bits, m): median and spread of the time of a call, its ratio to torch's fp32 and bf16 linear measured in the
@@ -244,6 +245,7 @@ def machine(threads: int) -> dict:
         "cpu": model,
         "threads": threads,
         "clock": next(name for name, function in CLOCKS.items() if function is clock),
+        "wait_policy": os.environ.get("OMP_WAIT_POLICY"),
         "load_before": os.getloadavg()[0],
         "isa": _native.isa(),
         "compiler": _native.build_info()["compiler"],

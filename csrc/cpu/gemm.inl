@@ -28,6 +28,13 @@ constexpr int64_t kBlockTokens = 264;  // a multiple of every kTokens; accumulat
 static_assert(kPanelColumns % kUnitColumns == 0, "a panel is made of whole units");
 static_assert(kBlockTokens % kTokens == 0, "only the last group of tokens of a block is short");
 
+// As many threads as find work for about 10 us: waking one takes several.
+inline int useful_threads(const GemmArgs& args) {
+    constexpr int64_t kLeastWork = 1 << 18;  // multiplications
+    const int64_t work = args.m * tiles_of(args.weight.n) * kTileRows * args.weight.k;
+    return static_cast<int>(std::clamp<int64_t>(work / kLeastWork, 1, args.threads));
+}
+
 // The bias of 16 rows, zeros where there is none.
 inline F16 load_bias(const GemmArgs& args, int64_t tile) {
     float bias[kTileRows] = {};
@@ -141,7 +148,7 @@ void gemm_few(const GemmArgs& args) {
     if (w.zero != nullptr) sum_segments(w, TOKENS, x.data(), in.columns, sums.data());
     in.x = x.data();
     in.sums = sums.data();
-    parallel_for(args.threads, tiles_of(w.n), 2,
+    parallel_for(useful_threads(args), tiles_of(w.n), 2,
                  [&](int64_t tile) { multiply_tile<BITS, TOKENS>(args, in, tile); });
 }
 
@@ -230,15 +237,16 @@ template <int BITS>
 void gemm_many(const GemmArgs& args) {
     const Weight& w = args.weight;
     const int64_t tiles = tiles_of(w.n);
+    const int threads = useful_threads(args);
     // Blocks of equal size, and strips small enough that every thread has several.
     const int64_t blocks = ceil_div(args.m, kBlockTokens), block_tokens = ceil_div(args.m, blocks);
-    const int64_t strip = std::clamp<int64_t>(tiles / (4 * args.threads), 1, kStripTiles);
+    const int64_t strip = std::clamp<int64_t>(tiles / (4 * threads), 1, kStripTiles);
     const AlignedFloats x(block_tokens * w.k);
     for (int64_t first = 0; first < args.m; first += block_tokens) {
         const TokenBlock block = {first, std::min(block_tokens, args.m - first), x.data()};
-        parallel_for(args.threads, ceil_div(block.count, kTokens), 1,
+        parallel_for(threads, ceil_div(block.count, kTokens), 1,
                      [&](int64_t group) { transpose_group(args, block, group, x.data()); });
-        parallel_for(args.threads, ceil_div(tiles, strip), 1, [&](int64_t i) {
+        parallel_for(threads, ceil_div(tiles, strip), 1, [&](int64_t i) {
             multiply_strip<BITS>(args, block, i * strip, std::min(tiles, (i + 1) * strip));
         });
     }
