@@ -108,14 +108,15 @@ class BuildNative(build_ext):
 
     def rules(self, includes: list, toolkit: tuple[Path, Path] | None, build: Path, target: Path) -> str:
         """The build.ninja."""
-        # -MMD lists no system headers: the module recompiles with build_config.h, not with Python's.
+        # Only the bindings see these: an isolated build has pybind11 in another folder each time, and the kernels
+        # must not recompile for that. -MMD lists no system headers, so build_config.h comes by -I.
         flags = " ".join([f"-I{escape(build)}", *(f"-isystem {escape(folder)}" for folder in includes)])
         link = "-shared -fopenmp -Wl,--as-needed"
         sources = sorted((ROOT / "csrc").glob("*.cpp")) + sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
         lines = [
             f"cxx = {os.environ.get('CXX') or 'c++'}",
             "rule cxx",
-            f"  command = $cxx -MMD -MF $out.d {CXX_FLAGS} {flags} -c $in -o $out",
+            f"  command = $cxx -MMD -MF $out.d {CXX_FLAGS} $includes -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "  description = compile $in",
@@ -142,6 +143,8 @@ class BuildNative(build_ext):
         for source in sources:
             item = escape(build / (source.relative_to(ROOT / "csrc").as_posix().replace("/", "_") + ".o"))
             lines.append(f"build {item}: {'nvcc' if source.suffix == '.cu' else 'cxx'} {escape(source)}")
+            if source.parent.name == "csrc":
+                lines.append(f"  includes = {flags}")
             objects.append(item)
         lines += [f"build {escape(target)}: link {' '.join(objects)}", f"default {escape(target)}", ""]
         return "\n".join(lines)
@@ -162,7 +165,9 @@ class BuildNative(build_ext):
 
 
 native = choice("MMQ_BUILD", ("all", "none")) == "all"
+# `depends` brings csrc into source distributions; what recompiles, ninja finds out by itself.
+files = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "csrc").rglob("*")) if path.is_file()]
 setup(
-    ext_modules=[Extension("mmq_kernels._C", sources=[])] if native else [],
+    ext_modules=[Extension("mmq_kernels._C", sources=[], depends=files)] if native else [],
     cmdclass={"build_ext": BuildNative},
 )
