@@ -150,13 +150,10 @@ class BuildNative(build_ext):
         return "\n".join(lines)
 
     def run_ninja(self, build: Path) -> None:
-        ninja = shutil.which("ninja")
-        if ninja is None:
-            from ninja import BIN_DIR
+        from ninja import BIN_DIR  # not another one of the PATH: versions do not read each other's logs
 
-            ninja = str(Path(BIN_DIR) / "ninja")
         jobs = os.environ.get("MAX_JOBS")
-        command = [ninja, "-C", str(build), *(["-j", jobs] if jobs else [])]
+        command = [str(Path(BIN_DIR) / "ninja"), "-C", str(build), *(["-j", jobs] if jobs else [])]
         if subprocess.run(command, check=False).returncode != 0:
             sys.exit(
                 "compiling csrc failed (see above); MMQ_BUILD=none installs without compiled kernels,"
