@@ -1,11 +1,9 @@
-// Where the bits of a code lie: the facts that `mmq_kernels/packing.py` states in torch, for host and device
-// code.
+// Where the bits of a code lie: what `mmq_kernels/packing.py` states in torch, for host and device code.
 //
 //   stream (on disk)   int32 [n, ceil(k*bits/32)]; per row one LSB-first bit stream, code i at bit i*bits
-//   planes             a code's bits split into planes of width 1, 2, 4 or 8, lowest bits first (7 = 4 + 2 +
-//   1); a
-//                      word of a plane of width p holds 32/p consecutive columns, lowest bits first; each
-//                      plane is padded to whole words; R = sum over planes of ceil(k*p/32) word rows
+//   planes             a code's bits split into planes of width 1, 2, 4 or 8, lowest bits first
+//                      (7 = 4 + 2 + 1); a word of a plane of width p holds 32/p consecutive columns, lowest
+//                      bits first; each plane is padded to whole words; R = sum over planes of ceil(k*p/32)
 //   cpu                int32 [ceil(n/16), R, 16]: the planes with n tiled by 16, rows past n zero
 //
 // Kernels walk in units of 8 columns: 8*p bits never straddle a word of a plane (for p = 8 they are two

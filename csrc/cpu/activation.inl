@@ -1,8 +1,8 @@
 // Epilogues of the gemm on 16 fp32 values. Included inside an anonymous namespace of a kernel file:
 // straight-line code without calls, so that the loops over lanes become vectors of the instruction set.
 
-// e^x to about 1e-7 relative, for x in [-87, 88] and clamped there; NaN stays NaN. x = n ln 2 + r, |r| <=
-// ln(2)/2.
+// e^x to about 1e-7 relative, for x in [-87, 88] and clamped there; NaN stays NaN.
+// x = n ln 2 + r, |r| <= ln(2)/2.
 inline float exponential(float x) {
     constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest integer in the low bits
     x = x > 88.0f ? 88.0f : x;

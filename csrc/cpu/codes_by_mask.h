@@ -1,5 +1,4 @@
-// Codes from plane words by shift, mask and conversion. Included inside an anonymous namespace of a kernel
-// file.
+// Codes from plane words by shift, mask and conversion. For the inside of an anonymous namespace.
 
 // q - 2^(BITS-1) of column c of a unit, for BITS < 8; words[p] begins at the unit's first field.
 template <int BITS>

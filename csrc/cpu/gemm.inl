@@ -1,19 +1,16 @@
-// y[m, n] = activation(x[m, k] W[n, k]^T + bias[n]),  W = scale * (q - zero) in the cpu layout
-// (common/layout.h)
+// y[m, n] = activation(x[m, k] W[n, k]^T + bias[n])
+// W = scale * (q - zero), in the cpu layout (common/layout.h)
 //
 // x, bias, y: fp32, fp16 or bf16, contiguous; accumulation in fp32. Any m, n, k. Included inside an anonymous
-// namespace after decode.inl. A thread owns whole tiles of 16 rows of W, so results do not depend on the
-// number of threads.
+// namespace after decode.inl. A thread owns whole tiles of 16 rows of W: results do not depend on how many.
 //
 // Few tokens (m <= 8), `multiply_tile`: one pass over the words, codes go from a register into the FMA:
 //
-//     acc[t] = sum over a segment of x[t][k] * (q[k] - c)         c = 2^(bits-1): |q - c| is small, little
-//     cancels y[t]  += scale * (acc[t] - (zero - c) * sum of x[t])        segment: at most 256 columns of one
-//     group
+//     acc[t] = sum over a segment of x[t][k] * (q[k] - c)     c = 2^(bits-1): little cancels
+//     y[t]  += scale * (acc[t] - (zero - c) * sum of x[t])    segment: at most 256 columns of one group
 //
 // Many tokens, `multiply_strip`: a panel of 16 rows x 256 columns is decoded to fp32 (16 KB, level 1) and
-// multiplied with all tokens of a block, kTokens at a time; x was transposed to [k][kTokens] once, so that it
-// streams:
+// multiplied with all tokens of a block, kTokens at a time; x was transposed once, so that it streams:
 //
 //             tokens of a block ->                         one panel x one group of tokens:
 //      W    +------+------+------+                           for k: acc[t] += panel[k] * x[k][t]
@@ -52,8 +49,7 @@ inline void store_outputs(const GemmArgs& args, int64_t tile, int64_t token, F16
     store_row(out, args.dtype, token * n + row, std::min<int64_t>(kTileRows, n - row), args.y);
 }
 
-// --- few tokens
-// ----------------------------------------------------------------------------------------------------
+// --- few tokens ---
 
 // x in fp32 [TOKENS, columns] with columns padded to whole units, and its sums [segments, TOKENS].
 struct FewTokens {
@@ -120,8 +116,7 @@ int64_t sum_segments(const Weight& w, int tokens, const float* x, int64_t column
         for (; begin < group_end; begin += kPanelColumns, ++segments) {
             const int64_t end = std::min(group_end, begin + kPanelColumns);
             for (int t = 0; sums != nullptr && t < tokens; ++t) {
-                // Whole units, the zeros after the last column too; in fp64, because a sum of x is small by
-                // luck.
+                // Whole units, the zeros after the last column too. In fp64: a sum of x may cancel.
                 double lanes[kUnitColumns] = {};
                 for (int64_t i = begin; i < end; i += kUnitColumns) {
                     for (int c = 0; c < kUnitColumns; ++c) lanes[c] += x[t * columns + i + c];
@@ -152,11 +147,9 @@ void gemm_few(const GemmArgs& args) {
                  [&](int64_t tile) { multiply_tile<BITS, TOKENS>(args, in, tile); });
 }
 
-// --- many tokens
-// ---------------------------------------------------------------------------------------------------
+// --- many tokens ---
 
-// A block of tokens, transposed by groups of kTokens: group g begins at g * kTokens * k and is [k][tokens of
-// g].
+// A block of tokens, transposed by groups of kTokens: group g begins at g * kTokens * k, as [k][its tokens].
 struct TokenBlock {
     int64_t first, count;
     const float* x;
@@ -252,8 +245,7 @@ void gemm_many(const GemmArgs& args) {
     }
 }
 
-// --- entry
-// ---------------------------------------------------------------------------------------------------------
+// --- entry ---
 
 template <int BITS>
 void gemm_bits(const GemmArgs& args) {

@@ -34,8 +34,7 @@ inline uint16_t float_to_bf16(float value) {
 inline float fp16_to_float(uint16_t h) {
     const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, body = h & 0x7fff;
     if (body >= 0x7c00) return float_of(sign | 0x7f800000u | ((body & 0x3ff) << 13));
-    // 2^112 moves the exponent from fp16's bias to fp32's; subnormals come out right because the product is
-    // exact.
+    // 2^112 moves the exponent from fp16's bias to fp32's; the product is exact for subnormals too.
     return float_of(sign | bits_of(float_of(body << 13) * float_of(0x77800000u)));
 }
 

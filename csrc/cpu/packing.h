@@ -1,5 +1,4 @@
-// Codes <-> stream words <-> cpu layout (common/layout.h). Plain integer loops: no instruction set of their
-// own.
+// Codes <-> stream words <-> cpu layout (common/layout.h). Plain integer loops for every machine.
 #pragma once
 
 #include <cstdint>

@@ -1,10 +1,9 @@
-// Round to nearest, and one block of columns of GPTQ. Included inside an anonymous namespace of a kernel
-// file.
+// Round to nearest, and one block of columns of GPTQ. For the inside of an anonymous namespace.
 //
 //   grid of a group   low = min(w, 0), high = max(w, 0)
-//                     scale = round_to(scale_dtype, (high - low) / (2^bits - 1))    symmetric: span
-//                     2*max(-low, high) zero  = clamp(rint(-low / scale), 0, 2^bits - 1) symmetric:
-//                     2^(bits-1)
+//                     span  = high - low                                     symmetric: 2 * max(-low, high)
+//                     scale = round_to(scale_dtype, span / (2^bits - 1))
+//                     zero  = clamp(rint(-low / scale), 0, 2^bits - 1)       symmetric: 2^(bits-1)
 //   code              q = clamp(rint(w / scale) + zero, 0, 2^bits - 1)
 //   GPTQ, column j    e_j = (w_j - scale * (q_j - zero)) / hinv[j, j];   w_i -= e_j * hinv[j, i] for i > j
 //   (Frantar et al., arXiv 2210.17323, algorithm 1; hinv is the upper Cholesky factor of the inverse Hessian)
@@ -23,8 +22,7 @@ inline float clamp_to(float value, float low, float high) {
     return value < high ? value : high;
 }
 
-// The clamp before rounding changes no code (zero and codes are at most 255) and keeps `nearest` in its
-// range.
+// The clamp before rounding changes no code (zero and codes are at most 255); `nearest` stays in its range.
 inline float encode(float weight, float scale, float zero, float max_code) {
     return clamp_to(nearest(clamp_to(weight / scale, -1024.0f, 1024.0f)) + zero, 0.0f, max_code);
 }
@@ -51,8 +49,7 @@ struct GridRule {
     }
 };
 
-// --- round to nearest
-// ----------------------------------------------------------------------------------------------
+// --- round to nearest ---
 
 // Extremes of one group of a row, 0 included: 16 at a time, because the order of minima does not matter.
 void find_range(const float* w, int64_t count, float* low, float* high) {
@@ -104,8 +101,7 @@ void rtn(const RtnArgs& args) {
     });
 }
 
-// --- GPTQ
-// ----------------------------------------------------------------------------------------------------------
+// --- GPTQ ---
 
 // 16 rows of the block, transposed: w[column][lane]; lanes past n repeat nothing and are never stored.
 struct RowTile {

@@ -7,8 +7,7 @@
 
 namespace mmq {
 
-// Lane i of 16 wants code i of a dense stream: its two bytes, then a shift. Lanes are 4 bytes; 0x80 gives
-// zero.
+// Lane i of 16 wants code i of a dense stream: its two bytes, then a shift. A lane is 4 bytes; 0x80 gives 0.
 template <int BITS>
 struct StreamFetch {
     alignas(64) uint8_t byte[64] = {};
