@@ -24,7 +24,7 @@ struct Unit {
 
     Unit(const Tile<BITS>& tile, int64_t unit) {
         if constexpr (BITS == 8) {
-            // The second word of the last unit may lie beyond the row: any word will do, its columns go unused.
+            // The second word of the last unit may lie beyond the row: any word will do, it goes unused.
             const int64_t second = std::min(2 * unit + 1, tile.last_word);
             word[0] = centre_bytes(load_words(tile.plane[0] + 2 * unit * kTileRows));
             word[1] = centre_bytes(load_words(tile.plane[0] + second * kTileRows));
