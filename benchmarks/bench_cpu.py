@@ -6,9 +6,9 @@ On a machine that does other work, `--threads 1 --clock cpu` counts the seconds 
 OMP_WAIT_POLICY=passive keeps a thread that waits from taking the core of the one it waits for.
 
 gemm: weights rotate through more memory than the last cache holds, so each call reads its weight from memory. One JSON
-line per (bits, m): median and spread of the time of a call, its ratio to torch's fp32 and bf16 linear measured in the
-same run (of medians, and of the fastest calls, which other processes disturb least), and GB/s with the byte formula of
-`weight_bytes`. The machine's read bandwidth is measured in the same run, and its load is part of every line.
+line per (bits, m): median and spread of the time of a call, its ratio to torch's fp32 and bf16 linear, whose calls
+alternate with it (of medians, and of the fastest calls, which other processes disturb least), and GB/s with the byte
+formula of `weight_bytes`. The machine's read bandwidth is measured in the same run, and its load is part of every line.
 
 gptq: one layer 2560 x 2560, 4 bits, group 128: Cholesky factor, all blocks and their trailing updates, against the
 per-column loop of the paper in plain torch.
@@ -38,30 +38,40 @@ from mmq_kernels.spec import BITS, QuantSpec
 RESULTS = Path(__file__).resolve().parent / "results"
 ROTATED_BYTES = 160 * 2**20
 TOKENS = (1, 4, 16, 64, 256)
+DENSE = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Dtypes of torch's own linear that every row is compared with."""
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 clock = time.perf_counter
 """What times are read from; `--clock` sets it."""
 
 
-def timed(call: Callable[[int], object], seconds: float, least: int = 5) -> dict[str, float]:
-    """Median and quartiles of one call in microseconds; `call` gets the number of the repetition."""
-    call(0)
-    call(1)
-    times: list[float] = []
-    start = clock()
-    while len(times) < least or clock() - start < seconds:
-        begin = clock()
-        call(len(times))
-        times.append((clock() - begin) * 1e6)
-    low, middle, high = statistics.quantiles(times, n=4)
-    return {"us": middle, "us_q1": low, "us_q3": high, "us_min": min(times), "calls": len(times)}
+def timed(calls: dict[str, Callable[[int], object]], seconds: float, least: int = 5) -> dict[str, dict[str, float]]:
+    """Median, quartiles and minimum of each call in microseconds; a call gets the number of its repetition.
+
+    The calls take turns, so what slows the machine down for a while slows all of them.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call(0)
+    start, round_ = clock(), 0
+    while round_ < least or clock() - start < seconds:
+        round_ += 1
+        for name, call in calls.items():
+            begin = clock()
+            call(round_)
+            times[name].append((clock() - begin) * 1e6)
+    found = {}
+    for name, values in times.items():
+        low, middle, high = statistics.quantiles(values, n=4)
+        found[name] = {"us": middle, "us_q1": low, "us_q3": high, "us_min": min(values), "calls": len(values)}
+    return found
 
 
 def read_bandwidth(seconds: float) -> float:
     """GB/s of summing 256 MiB, with torch's threads."""
     source = torch.ones(2**26)
-    return source.numel() * 4 / timed(lambda _: source.sum(), seconds)["us"] / 1e3
+    return source.numel() * 4 / timed({"sum": lambda _: source.sum()}, seconds)["sum"]["us"] / 1e3
 
 
 def weight_bytes(layer: QuantLinear) -> int:
@@ -82,50 +92,43 @@ def rotation(make: Callable[[], object], size: int) -> list:
     return [make() for _ in range(max(2, -(-ROTATED_BYTES // size)))]
 
 
-def bench_linear(n: int, k: int, tokens: tuple[int, ...], seconds: float) -> dict[tuple[str, int], dict]:
-    """torch's own linear, by dtype and number of tokens."""
-    found = {}
-    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        weights = rotation(lambda dtype=dtype: torch.randn(n, k).to(dtype), n * k * dtype.itemsize)
-        for m in tokens:
-            x = torch.randn(m, k).to(dtype)
-
-            def call(i: int, x: Tensor = x, weights: list = weights) -> Tensor:
-                return torch.nn.functional.linear(x, weights[i % len(weights)])
-
-            found[name, m] = timed(call, seconds)
-    return found
+def linear_call(weights: list[Tensor], x: Tensor) -> Callable[[int], Tensor]:
+    return lambda i: torch.nn.functional.linear(x, weights[i % len(weights)])
 
 
 def bench_gemm(
     bits: tuple[int, ...], group: int, n: int, k: int, tokens: tuple[int, ...], seconds: float
 ) -> list[dict]:
-    """The packed linear of every width beside torch's."""
+    """The packed linear of every width beside torch's, call by call in turns."""
     bandwidth = read_bandwidth(seconds)
-    dense = bench_linear(n, k, tokens, seconds)
+    dense = {
+        name: rotation(lambda dtype=dtype: torch.randn(n, k).to(dtype), n * k * dtype.itemsize)
+        for name, dtype in DENSE.items()
+    }
     rows = []
     for width in bits:
         spec = QuantSpec(width, group)
         layers = rotation(lambda spec=spec: random_layer(spec, n, k), n * k * width // 8)
         for m in tokens:
             x = torch.randn(m, k)
-            took = timed(lambda i, x=x, layers=layers: layers[i % len(layers)](x), seconds)
-            gigabytes = weight_bytes(layers[0]) / took["us"] / 1e3
+            calls = {name: linear_call(weights, x.to(DENSE[name])) for name, weights in dense.items()}
+            calls["packed"] = lambda i, x=x, layers=layers: layers[i % len(layers)](x)
+            took = timed(calls, seconds)
+            packed = took["packed"]
+            gigabytes = weight_bytes(layers[0]) / packed["us"] / 1e3
             row = {"bench": "gemm", "bits": width, "group": group, "m": m, "n": n, "k": k, "dtype": "fp32"}
-            row |= took
+            row |= packed
             row |= {
-                "tflops": 2 * m * n * k / took["us"] / 1e6,
+                "tflops": 2 * m * n * k / packed["us"] / 1e6,
                 "weight_bytes": weight_bytes(layers[0]),
                 "gb_per_s": gigabytes,
                 "read_gb_per_s": bandwidth,
                 "bandwidth_share": gigabytes / bandwidth,
-                "x_torch_fp32": dense["fp32", m]["us"] / took["us"],
-                "x_torch_bf16": dense["bf16", m]["us"] / took["us"],
-                "x_torch_fp32_best": dense["fp32", m]["us_min"] / took["us_min"],
-                "x_torch_bf16_best": dense["bf16", m]["us_min"] / took["us_min"],
-                "torch_fp32_us": dense["fp32", m]["us"],
-                "torch_bf16_us": dense["bf16", m]["us"],
             }
+            for name in DENSE:
+                row[f"torch_{name}_us"] = took[name]["us"]
+                row[f"x_torch_{name}"] = took[name]["us"] / packed["us"]
+                row[f"x_torch_{name}_best"] = took[name]["us_min"] / packed["us_min"]
             rows.append(row)
             show(row)
     return rows

@@ -91,7 +91,7 @@ class ReferenceBackend(Backend):
         weight = weight.clone()
         length, groups = max(1, spec.group_length(columns)), spec.groups(columns)
         search = scale is None or zero is None
-        if search:
+        if scale is None or zero is None:
             scale = torch.empty(n, groups, dtype=scale_dtype, device=weight.device)
             zero = torch.empty(n, groups, dtype=torch.uint8, device=weight.device)
         else:

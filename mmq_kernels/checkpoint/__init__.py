@@ -2,9 +2,9 @@
 
 from mmq_kernels.checkpoint.errors import CheckpointError
 from mmq_kernels.checkpoint.folder import check_target, disk_bytes
-from mmq_kernels.checkpoint.load import load, load_processor, local_folder
+from mmq_kernels.checkpoint.loading import load, load_processor, local_folder
 from mmq_kernels.checkpoint.quantization import quantize_checkpoint
-from mmq_kernels.checkpoint.save import save
+from mmq_kernels.checkpoint.saving import save
 from mmq_kernels.checkpoint.streaming import quantize_folder
 
 __all__ = [

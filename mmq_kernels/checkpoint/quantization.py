@@ -12,9 +12,9 @@ from transformers import AutoConfig
 
 from mmq_kernels import __version__
 from mmq_kernels.checkpoint.folder import check_target, disk_bytes
-from mmq_kernels.checkpoint.load import load, load_processor
+from mmq_kernels.checkpoint.loading import load, load_processor
 from mmq_kernels.checkpoint.partial import PartialRun
-from mmq_kernels.checkpoint.save import save
+from mmq_kernels.checkpoint.saving import save
 from mmq_kernels.checkpoint.streaming import quantize_folder
 from mmq_kernels.models import quantize_model
 from mmq_kernels.quantize import GptqSettings, Recipe

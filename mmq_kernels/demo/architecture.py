@@ -27,8 +27,8 @@ ITM_TEXT_LENGTH = 35
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 PAD, BOS, EOS, UNK, IMAGE = range(len(SPECIAL))
 
-_VISION_WIDTH = 128
-_QFORMER_WIDTH = 192
+VISION_WIDTH = 128
+QFORMER_WIDTH = 192
 _TEXT_WIDTH = 128
 _INIT_STD = 0.07
 """Wide initial weights stay wide: it is what makes the trained parts feel low bits (see the model card)."""
@@ -81,8 +81,8 @@ def make_processor(*, retrieval: bool) -> Blip2Processor:
 def _config(*, retrieval: bool) -> Blip2Config:
     words = len(vocabulary())
     vision = Blip2VisionConfig(
-        hidden_size=_VISION_WIDTH,
-        intermediate_size=4 * _VISION_WIDTH,
+        hidden_size=VISION_WIDTH,
+        intermediate_size=4 * VISION_WIDTH,
         num_hidden_layers=4,
         num_attention_heads=4,
         image_size=SIDE,
@@ -91,12 +91,12 @@ def _config(*, retrieval: bool) -> Blip2Config:
     )
     qformer = Blip2QFormerConfig(
         vocab_size=words,
-        hidden_size=_QFORMER_WIDTH,
-        intermediate_size=2 * _QFORMER_WIDTH,
+        hidden_size=QFORMER_WIDTH,
+        intermediate_size=2 * QFORMER_WIDTH,
         num_hidden_layers=4 if retrieval else 3,
         num_attention_heads=4,
         cross_attention_frequency=1,
-        encoder_hidden_size=_VISION_WIDTH,
+        encoder_hidden_size=VISION_WIDTH,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
         max_position_embeddings=64,

@@ -13,13 +13,14 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import Blip2ForConditionalGeneration, Blip2Processor
 
 from mmq_kernels import ops
-from mmq_kernels.demo.architecture import PROMPT
+from mmq_kernels.demo.architecture import PROMPT, QUERIES
 from mmq_kernels.demo.samples import pixels, text_batch
 from mmq_kernels.demo.scenes import COLORS, SHAPES, SIZES, Scene, make_scene, questions
 from mmq_kernels.demo.train_blip2 import packed_losses
@@ -41,7 +42,7 @@ def objects_named(caption: str) -> list[str]:
 
 
 @contextmanager
-def rounded(model: nn.Module, prefixes: tuple[str, ...], spec: QuantSpec) -> Iterator[nn.Module]:
+def rounded(model: nn.Module, prefixes: tuple[str, ...], spec: QuantSpec) -> Iterator[Any]:
     """A copy of the model whose linears under `prefixes` are rounded to nearest; heads are left alone."""
     model = copy.deepcopy(model)
     for name, module in model.named_modules():
@@ -88,7 +89,7 @@ def measure(
 
 
 def _generate(
-    model: Blip2ForConditionalGeneration,
+    model: Any,
     processor: Blip2Processor,
     images: Tensor,
     prompts: list[str] | None,
@@ -98,7 +99,7 @@ def _generate(
     if prompts is not None:
         tokenizer = processor.tokenizer
         text = tokenizer(prompts, padding=True, return_tensors="pt")
-        front = torch.full((len(prompts), processor.num_query_tokens), model.config.image_token_index)
+        front = torch.full((len(prompts), QUERIES), model.config.image_token_index)
         inputs["input_ids"] = torch.cat([front, text.input_ids], 1)
         inputs["attention_mask"] = torch.cat([torch.ones_like(front), text.attention_mask], 1)
     out = model.generate(pixel_values=images, max_new_tokens=tokens, do_sample=False, num_beams=1, **inputs)

@@ -49,7 +49,7 @@ def as_jpeg(image: Image.Image) -> Image.Image:
 def pixels(scenes: list[Scene]) -> Tensor:
     """fp32 ``[scenes, 3, SIDE, SIDE]``, as the processor makes them from the written files."""
     raw = np.stack([np.asarray(as_jpeg(render(scene))) for scene in scenes]).astype(np.float32) / 255
-    raw = (raw - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)
+    raw = (raw - np.array(IMAGE_MEAN, np.float32)) / np.array(IMAGE_STD, np.float32)
     return torch.from_numpy(raw.transpose(0, 3, 1, 2).copy())
 
 
@@ -158,5 +158,5 @@ def disturbed(scene: Scene, rng: random.Random) -> Scene:
     attribute = change if change in ("shape", "color", "size") else "color"
     values = {"shape": SHAPES, "color": tuple(COLORS), "size": tuple(SIZES)}[attribute]
     other = rng.choice([v for v in values if v != getattr(objects[i], attribute)])
-    objects[i] = replace(objects[i], **{attribute: other})
+    objects[i] = replace(objects[i], **{attribute: other})  # type: ignore[arg-type]
     return replace(scene, objects=tuple(objects))

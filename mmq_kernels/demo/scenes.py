@@ -245,20 +245,6 @@ def _two_step(scene: Scene, rng: random.Random) -> Question | None:
     return Question(text, getattr(wanted, attribute), "two-step")
 
 
-def _relation(scene: Scene, rng: random.Random) -> Question | None:
-    """Is the ... left / right of the ...?"""
-    if len(scene.objects) < 2:
-        return None
-    first, second = rng.sample(range(len(scene.objects)), 2)
-    names = [_descriptions(scene, scene.objects[i], "") for i in (first, second)]
-    if not all(names):
-        return None
-    side = rng.choice(("left", "right"))
-    truth = (first < second) == (side == "left")
-    text = f"is the {rng.choice(names[0])} {side} of the {rng.choice(names[1])}?"
-    return Question(text, "yes" if truth else "no", "relation")
-
-
 def _count(scene: Scene, rng: random.Random) -> Question | None:
     """How many (colour / shape / size) objects are there?"""
     attribute = rng.choice(("", "color", "shape", "size"))
@@ -286,22 +272,6 @@ def _exists(scene: Scene, rng: random.Random) -> Question | None:
     return Question(f"is there a {color} {shape}?", "yes" if truth else "no", "exists")
 
 
-def _same(scene: Scene, rng: random.Random) -> Question | None:
-    """Are the ... and the ... the same colour / shape / size?"""
-    if len(scene.objects) < 2:
-        return None
-    first, second = rng.sample(scene.objects, 2)
-    attribute = rng.choice(("color", "shape", "size"))
-    truth = getattr(first, attribute) == getattr(second, attribute)
-    if not truth and attribute != "size" and rng.random() < 0.6:
-        return None  # most pairs differ: ask fewer of those
-    names = [_descriptions(scene, thing, attribute) for thing in (first, second)]
-    if not all(names):
-        return None
-    text = f"are the {rng.choice(names[0])} and the {rng.choice(names[1])} the same {attribute}?"
-    return Question(text, "yes" if truth else "no", "same")
-
-
 def _background(scene: Scene, rng: random.Random) -> Question | None:
     """What colour is the background?"""
     return Question("what color is the background?", scene.background, "background")
@@ -311,9 +281,7 @@ _ASKERS = (
     *(_attribute,) * 4,
     *(_place,) * 2,
     *(_two_step,) * 4,
-    *(_relation,) * 2,
     *(_count,) * 2,
     *(_exists,) * 2,
-    _same,
     _background,
 )

@@ -23,19 +23,21 @@ from mmq_kernels.demo.train_blip2 import train_blip2, train_vision
 from mmq_kernels.demo.train_itm import train_itm
 
 VISION = Schedule(steps=1600, batch=32, learning_rate=1.2e-3)
-BLIP2 = Schedule(steps=4000, batch=32, learning_rate=1e-3)
-ITM = Schedule(steps=3000, batch=32, learning_rate=8e-4)
+BLIP2 = Schedule(steps=5500, batch=32, learning_rate=1e-3)
+ITM = Schedule(steps=2000, batch=32, learning_rate=8e-4)
 
 
 def save(model: PreTrainedModel, processor: Blip2Processor, folder: Path) -> None:
     """Write a model in fp16 with its processor, as `from_pretrained` of transformers 4 and 5 reads them."""
-    half = copy.deepcopy(model).to("cpu", torch.float16)
+    half = copy.deepcopy(model).cpu().half()
     half.config.dtype = torch.float16
     half.save_pretrained(folder)
     processor.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)  # transformers 4 looks for preprocessor_config.json
     path = folder / "tokenizer_config.json"
     described = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    # transformers 5 writes a list under a name where transformers 4 wants a mapping; both read the older name.
+    described["additional_special_tokens"] = described.pop("extra_special_tokens")
     path.write_text(json.dumps(described, indent=2) + "\n")
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from transformers import Blip2ForConditionalGeneration
 
-from mmq_kernels.demo.architecture import make_blip2, make_processor
+from mmq_kernels.demo.architecture import QFORMER_WIDTH, VISION_WIDTH, make_blip2, make_processor
 from mmq_kernels.demo.heads import PatchHead, SlotHead
 from mmq_kernels.demo.loop import Schedule, train
 from mmq_kernels.demo.samples import (
@@ -66,10 +66,10 @@ def train_blip2(
     rng = random.Random(f"questions {seed}")
     model = make_blip2()
     model.vision_model.load_state_dict(vision)
-    model = model.to(device)
+    model.to(device)  # type: ignore[arg-type]
     tokenizer = make_processor(retrieval=False).tokenizer
-    patch_head = PatchHead(model.config.vision_config.hidden_size).to(device)
-    slot_head = SlotHead(model.config.qformer_config.hidden_size).to(device)
+    patch_head = PatchHead(VISION_WIDTH).to(device)
+    slot_head = SlotHead(QFORMER_WIDTH).to(device)
 
     def losses(step: int) -> dict[str, Tensor]:
         scenes = draw_scenes(step, schedule.batch, BLIP2_STREAM)

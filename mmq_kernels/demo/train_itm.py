@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 from transformers import Blip2ForImageTextRetrieval
 
-from mmq_kernels.demo.architecture import ITM_TEXT_LENGTH, make_processor, make_retrieval
+from mmq_kernels.demo.architecture import ITM_TEXT_LENGTH, QFORMER_WIDTH, VISION_WIDTH, make_processor, make_retrieval
 from mmq_kernels.demo.heads import PatchHead, SlotHead
 from mmq_kernels.demo.loop import Schedule, train
 from mmq_kernels.demo.samples import disturbed, draw_scenes, patch_labels, pixels, slot_labels
@@ -35,10 +35,10 @@ def train_itm(
     rng = random.Random(f"captions {seed}")
     model = make_retrieval()
     model.vision_model.load_state_dict(vision)
-    model = model.to(device)
+    model.to(device)  # type: ignore[arg-type]
     tokenizer = make_processor(retrieval=True).tokenizer
-    patch_head = PatchHead(model.config.vision_config.hidden_size).to(device)
-    slot_head = SlotHead(model.config.qformer_config.hidden_size).to(device)
+    patch_head = PatchHead(VISION_WIDTH).to(device)
+    slot_head = SlotHead(QFORMER_WIDTH).to(device)
 
     def losses(step: int) -> dict[str, Tensor]:
         scenes = draw_scenes(step, schedule.batch, ITM_STREAM)

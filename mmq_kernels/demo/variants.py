@@ -41,10 +41,10 @@ def standard_variants() -> list[Variant]:
     """fp32; each method with everything at 4, 3 and 2 bits; each component alone at 2 bits."""
     rows = [Variant("fp32", "fp32")]
     for method in METHODS:
-        rows += [Variant(f"{method} {bits} bits", method, method, (bits,) * 3) for bits in (4, 3, 2)]
+        rows += [Variant(f"{method} {bits} bits", method, method, (bits, bits, bits)) for bits in (4, 3, 2)]
     for i, component in enumerate(COMPONENTS):
-        bits = tuple(2 if j == i else LEFT_ALONE for j in range(3))
-        rows.append(Variant(f"{component} alone, rtn 2 bits", f"{component} alone", "rtn", bits))  # type: ignore[arg-type]
+        first, second, third = (2 if j == i else LEFT_ALONE for j in range(3))
+        rows.append(Variant(f"{component} alone, rtn 2 bits", f"{component} alone", "rtn", (first, second, third)))
     return rows
 
 
@@ -52,7 +52,8 @@ def all_variants() -> list[Variant]:
     """The standard ones, then every combination of 2, 3, 4 and 16 bits with every method."""
     rows = {(row.method, row.bits): row for row in standard_variants()}
     for method in METHODS:
-        for bits in itertools.product((2, 3, 4, LEFT_ALONE), repeat=3):
+        widths = (2, 3, 4, LEFT_ALONE)
+        for bits in itertools.product(widths, widths, widths):
             if bits != (LEFT_ALONE,) * 3:
                 row = Variant(f"{method} {'/'.join(map(str, bits))}", f"{method}, mixed", method, bits)
                 rows.setdefault((method, bits), row)

@@ -116,16 +116,16 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     for layer in layers:
         chosen = [rule for rule in recipe.rules if _selects(rule, layer)]
         skipped = next((p for p in recipe.skip if matches(p, layer.name)), None)
-        rule = chosen[-1] if chosen else None
+        last = chosen[-1] if chosen else None
         if skipped is not None:
             left_alone[layer.name] = f"skip={skipped}"
-        elif rule is None:
+        elif last is None:
             left_alone[layer.name] = layer.reason or "no rule selects it"
-        elif rule.spec is None or rule.method is None:
-            left_alone[layer.name] = str(rule)
+        elif last.spec is None or last.method is None:
+            left_alone[layer.name] = str(last)
         else:
             planned[layer.name] = LayerPlan(
-                layer.name, layer.component, layer.kind, rule.method, rule.spec, rule.per_tensor
+                layer.name, layer.component, layer.kind, last.method, last.spec, last.per_tensor
             )
     return Plan(planned, left_alone, list(_stages(model, family, layers, planned)))
 

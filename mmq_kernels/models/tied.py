@@ -22,7 +22,7 @@ def untie_heads(model: nn.Module, names: Iterable[str]) -> list[str]:
     shared: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         shared.setdefault(id(parameter), []).append(name)
-    tied = [name for name in names if len(shared[id(model.get_submodule(name).weight)]) > 1]
+    tied = [name for name in names if len(shared[id(model.get_parameter(f"{name}.weight"))]) > 1]
     if not tied:
         return []
     for module in model.modules():
@@ -37,6 +37,6 @@ def untie_heads(model: nn.Module, names: Iterable[str]) -> list[str]:
             if holder is not None:
                 holder.tie_word_embeddings = False
     for name in tied:
-        head = model.get_submodule(name)
-        head.weight = nn.Parameter(head.weight.detach(), requires_grad=False)
+        weight = model.get_parameter(f"{name}.weight").detach()
+        model.get_submodule(name).weight = nn.Parameter(weight, requires_grad=False)
     return tied

@@ -79,14 +79,13 @@ class QuantLinear(nn.Module):
         device = torch.device(device) if device is not None else torch.get_default_device()
         self.layout = _layout_for(device)
         shapes = backends.backend_of_layout(self.layout).runtime_shapes(spec, out_features, in_features)
-        ints = {"dtype": torch.int32, "device": device}
         self._set_runtime(
             RuntimeWeight(
-                torch.zeros(shapes.weight, **ints),
+                torch.zeros(shapes.weight, dtype=torch.int32, device=device),
                 torch.zeros(shapes.scale, dtype=scale_dtype, device=device),
-                None if spec.symmetric else torch.zeros(shapes.zero, **ints),
+                None if spec.symmetric else torch.zeros(shapes.zero, dtype=torch.int32, device=device),
             ),
-            torch.arange(in_features, **ints) if activation_order else None,
+            torch.arange(in_features, dtype=torch.int32, device=device) if activation_order else None,
         )
         scale = torch.ones(in_features, dtype=dtype, device=device) if input_scale else None
         self.register_buffer("weight_input_scale", scale, persistent=False)
@@ -357,7 +356,7 @@ class QuantLinear(nn.Module):
         super()._apply(fn, recurse)
         target = self._like.device
         if target == runtime.weight.device:
-            self._set_runtime(RuntimeWeight(*(_moved(t, fn) for t in runtime)), _moved(perm, fn))
+            self._set_runtime(_moved_all(runtime, fn), _moved(perm, fn))
             return self
         self._set_runtime(runtime, perm)
         new_layout = _layout_for(target)
@@ -371,7 +370,7 @@ class QuantLinear(nn.Module):
             self.layout = new_layout
             self._set_runtime(RuntimeWeight(*empty), _moved(perm, fn))  # type: ignore[arg-type]
         elif new_layout == layout:
-            self._set_runtime(RuntimeWeight(*(_moved(t, fn) for t in runtime)), _moved(perm, fn))
+            self._set_runtime(_moved_all(runtime, fn), _moved(perm, fn))
         else:
             packed = PackedWeight(*(None if t is None else t.to(target) for t in self._packed()))  # type: ignore[arg-type]
             self._set_packed(packed, _moved(perm, fn), new_layout)
@@ -419,6 +418,10 @@ class QuantLinear(nn.Module):
 
 def _layout_for(device: torch.device) -> str:
     return backends.backend(select("prepack", device).backend).layout
+
+
+def _moved_all(runtime: RuntimeWeight, fn: Callable[[Tensor], Tensor]) -> RuntimeWeight:
+    return RuntimeWeight(*(_moved(t, fn) for t in runtime))  # type: ignore[arg-type]
 
 
 def _moved(tensor: Tensor | None, fn: Callable[[Tensor], Tensor]) -> Tensor | None:

@@ -74,7 +74,7 @@ def select(
     """
     device = torch.device(device)
     forced = forced_backend()
-    refusals = []
+    refusals: list[str] = []
     for name in (forced,) if forced else backends.NAMES:
         refusal = _why_not(name, op, device, dtype, layout)
         if refusal is None:

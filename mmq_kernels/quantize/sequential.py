@@ -173,7 +173,7 @@ class _SharedHessian:
 def _quantize_layer(
     model: nn.Module, job: Job, hessians: Mapping[str, _SharedHessian], settings: GptqSettings
 ) -> LayerReport:
-    linear = model.get_submodule(job.name)
+    linear = _linear(model, job.name)
     weight = linear.weight.detach()
     spec = job.spec
     report = LayerReport(job.name, spec.bits, spec.group_size, spec.symmetric, asked=job.method, used=job.method)
@@ -215,6 +215,12 @@ def _quantize(
     return best, report
 
 
+def _linear(model: nn.Module, name: str) -> nn.Linear:
+    layer = model.get_submodule(name)
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
 def _tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
     layer = model.get_submodule(name)
     assert isinstance(layer, QuantLinear)
@@ -224,7 +230,7 @@ def _tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
 def _install(model: nn.Module, jobs: Sequence[Job], layers: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Put stored layers into the model."""
     for job in jobs:
-        linear = model.get_submodule(job.name)
+        linear = _linear(model, job.name)
         tensors = {name: t.to(linear.weight.device) for name, t in layers[job.name].items()}
         if linear.bias is not None:
             tensors["bias"] = linear.bias.detach()
@@ -358,7 +364,8 @@ class _without_cache:
     """Switches key/value caches off in every config of a model for a while."""
 
     def __init__(self, model: nn.Module) -> None:
-        configs = {id(m.config): m.config for m in model.modules() if hasattr(getattr(m, "config", None), "use_cache")}
+        found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+        configs = {id(config): config for config in found if hasattr(config, "use_cache")}
         self._before = [(config, config.use_cache) for config in configs.values()]
 
     def __enter__(self) -> None:

@@ -104,7 +104,7 @@ BAD_GEMM = [
 ]
 
 
-@pytest.mark.parametrize(("position", "value", "message"), BAD_GEMM, ids=lambda v: str(v)[:24])
+@pytest.mark.parametrize(("position", "value", "message"), BAD_GEMM, ids=[message for *_, message in BAD_GEMM])
 def test_bad_arguments_are_named(on, position, value, message) -> None:
     arguments = gemm_arguments(torch.randn(3, 40), layer())
     arguments[position] = value

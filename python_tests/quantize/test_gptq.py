@@ -27,7 +27,7 @@ def gptq_plain(weight: torch.Tensor, hessian: torch.Tensor, spec: QuantSpec, dam
     weight = weight.double().clone()
     h = hessian.double() + damping * hessian.double().diagonal().mean() * torch.eye(len(hessian)).double()
     upper = torch.linalg.cholesky(torch.linalg.inv(h), upper=True)
-    n, k = weight.shape
+    k = weight.shape[1]
     length = spec.group_length(k)
     out = torch.empty_like(weight)
     for j in range(k):

@@ -78,7 +78,7 @@ def test_errors_name_field_requirement_and_value(text, message) -> None:
 def test_files_of_another_shape_are_named(tmp_path) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text("rules: [{target: vision, method: rtn, bits: 4, colour: red}]")
-    with pytest.raises(ValueError, match="recipe.yaml: rules.0.colour: extra inputs are not permitted"):
+    with pytest.raises(ValueError, match=r"recipe.yaml: rules.0.colour: extra inputs are not permitted"):
         Recipe.parse(path)
     path.write_text("rules: [")
     with pytest.raises(ValueError, match="is no valid yaml"):
