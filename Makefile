@@ -5,6 +5,8 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 WORKERS ?= auto
+# A thread that waits gives its core away, which counts where other processes want it.
+export OMP_WAIT_POLICY ?= passive
 BIN := $(VENV)/bin
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 FORMATTED := $(filter %.cpp %.h %.inl %.cu %.cuh,$(CSRC))

@@ -71,7 +71,7 @@ def written_beside(folder: str | Path) -> Iterator[Path]:
         _open_to_all(temporary)
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{folder} could not be written: {_one_line(error)}") from error
+        raise CheckpointError(f"{folder} could not be written: {one_line(error)}") from error
     finally:
         if temporary is not None and temporary.exists():
             shutil.rmtree(temporary, ignore_errors=True)
@@ -85,9 +85,11 @@ def _open_to_all(folder: Path) -> None:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
-def _one_line(error: OSError | SafetensorError) -> str:
+def one_line(error: OSError | SafetensorError) -> str:
+    """What went wrong with a file, and the remedy where the disk is full."""
     message = " ".join(str(error).split())
-    full = getattr(error, "errno", None) in _NO_SPACE or "os error 28" in message or "No space left" in message
+    number = getattr(error, "errno", None)
+    full = number in _NO_SPACE or any(f"os error {code})" in message for code in _NO_SPACE)
     return f"{message}; free some space or give a folder on another disk" if full else message
 
 

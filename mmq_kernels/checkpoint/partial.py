@@ -13,10 +13,12 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mmq_kernels.checkpoint.errors import CheckpointError
+from mmq_kernels.checkpoint.folder import one_line
 from mmq_kernels.quantize.sequential import LayerReport
 
 RUN = "run.json"
@@ -67,15 +69,24 @@ class PartialRun:
         return layers, reports
 
     def save(self, block: str, layers: dict[str, dict[str, Tensor]], reports: list[LayerReport]) -> None:
-        """See `BlockStore`."""
+        """See `BlockStore`.
+
+        Raises:
+            CheckpointError: where it cannot be written; the blocks before it are kept.
+        """
         tensors = {
             f"{layer}{_SEPARATOR}{name}": tensor.contiguous().cpu()
             for layer, own in layers.items()
             for name, tensor in own.items()
         }
-        beside = self._path(block).with_suffix(".tmp")
-        save_file(tensors, beside, metadata={"reports": json.dumps([report.to_json() for report in reports])})
-        _sync_and_rename(beside, self._path(block))
+        path = self._path(block)
+        beside = path.with_suffix(".tmp")
+        try:
+            save_file(tensors, beside, metadata={"reports": json.dumps([report.to_json() for report in reports])})
+            _sync_and_rename(beside, path)
+        except (OSError, SafetensorError) as error:
+            beside.unlink(missing_ok=True)
+            raise CheckpointError(f"{path} could not be written: {one_line(error)}; then --resume") from error
 
     @property
     def finished(self) -> int:

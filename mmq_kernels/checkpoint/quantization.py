@@ -12,11 +12,13 @@ from transformers import AutoConfig
 
 from mmq_kernels import __version__
 from mmq_kernels.checkpoint.folder import check_target, disk_bytes
-from mmq_kernels.checkpoint.loading import load, load_processor
+from mmq_kernels.checkpoint.loading import load, load_processor, local_folder
 from mmq_kernels.checkpoint.partial import PartialRun
 from mmq_kernels.checkpoint.saving import save
+from mmq_kernels.checkpoint.shards import Folder
 from mmq_kernels.checkpoint.streaming import quantize_folder
 from mmq_kernels.models import quantize_model
+from mmq_kernels.nn import QuantLinear
 from mmq_kernels.quantize import GptqSettings, Recipe
 from mmq_kernels.quantize.sequential import Batch, Progress
 
@@ -95,16 +97,30 @@ def _quantize_loaded(
     }
     run = PartialRun(out, identity, resume=resume)
     report = quantize_model(model, recipe, batches, settings=settings, store=run, progress=progress)
-    # On the CPU fp16 models are computed in fp32; what was left alone goes back to what it was, which is exact.
-    model.to(_stored_dtype(source) or model.dtype)
-    save(model, out, recipe=str(recipe), processor=processor)
+    _restore_dtypes(model, source)
+    save(model, out, recipe=str(recipe), source=source)
     run.remove()
     return report.to_json()
 
 
-def _stored_dtype(source: str | Path) -> torch.dtype | None:
-    """The dtype that a model's config gives its weights."""
-    return getattr(AutoConfig.from_pretrained(source), "dtype", None)
+def _restore_dtypes(model: Any, source: str | Path) -> None:
+    """Give every parameter the dtype it is stored with in `source`: on the CPU, fp16 models are computed in fp32.
+
+    Exact: what was left alone holds values of that dtype, and a packed layer keeps its codes and scales.
+    """
+    folder = local_folder(source)
+    entries = Folder(folder).entries if folder else {}
+    default = AutoConfig.from_pretrained(source).dtype or model.dtype
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        if isinstance(module, QuantLinear):
+            entry = entries.get(f"{prefix}weight")
+            module.to(entry.dtype if entry else default)
+            continue
+        for own, parameter in module.named_parameters(recurse=False):
+            entry = entries.get(prefix + own)
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(entry.dtype if entry else default)
 
 
 def _identity(source: str | Path) -> str:

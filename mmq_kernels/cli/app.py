@@ -17,7 +17,6 @@ INTERRUPTED = 130
 
 app = typer.Typer(
     name="mmq",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     help="Shrink vision-language models to 2..8 bits per weight, run them, and measure what it cost.",
@@ -39,22 +38,23 @@ def run(arguments: list[str]) -> int:
     if not debug:
         warnings.filterwarnings("ignore", category=FutureWarning)
     try:
-        app(arguments)
-    except SystemExit as exit_:
-        return exit_.code if isinstance(exit_.code, int) else ERROR
+        code = app(arguments or ["--help"], standalone_mode=False)
     except KeyboardInterrupt:
-        print("mmq: interrupted; finished work is kept, see --resume", file=sys.stderr)
-        return INTERRUPTED
+        code = INTERRUPTED
     except Exception as error:
         if debug:
             raise
         print(f"mmq: {one_line(error)}", file=sys.stderr)
         return ERROR
-    return 0
+    if code == INTERRUPTED:
+        print("mmq: interrupted; finished work is kept, see --resume", file=sys.stderr)
+    return code or 0
 
 
 def one_line(error: Exception) -> str:
     """What went wrong, on one line; errors that name no cause of their own say their type."""
+    if hasattr(error, "format_message"):  # of the command line itself
+        return f"{' '.join(error.format_message().split())} (see mmq --help)"
     text = " ".join(str(error).split())
     expected = (ValueError, RuntimeError, OSError, ImportError)
     if text and isinstance(error, expected):

@@ -11,6 +11,9 @@ from rich.table import Table
 
 from mmq_kernels.cli.options import Debug, Json, print_json, progress_bar
 
+_WIDE = 140
+"""Characters a line that the table with intervals takes."""
+
 
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for results.json and index.html.")] = Path("demo-out"),
@@ -34,25 +37,33 @@ def demo(
 def _print(report: dict[str, Any], out: Path) -> None:
     from mmq_kernels.demo.report import COLUMNS
 
-    headings = [heading for heading, _ in COLUMNS.values()]
-    table = Table("variant", *headings, "bpw", "MB", "captions/s", title="What low bits cost", row_styles=["", "dim"])
+    console = Console()
+    if not console.is_terminal:
+        console.width = _WIDE
+    wide = console.width >= _WIDE
+    table = Table(title="What low bits cost", padding=(0, 1 if wide else 0))
+    table.add_column("variant", no_wrap=True)
+    for heading in (*(column.heading for column in COLUMNS.values()), "bpw", "MB", "captions/s"):
+        table.add_column(heading, justify="right")
     for row in report["rows"]:
         table.add_row(
             row["name"],
-            *(_cell(row, key) for key in COLUMNS),
+            *(_cell(row, key, wide) for key in COLUMNS),
             f"{row['bpw']:.2f}",
             f"{row['memory_bytes'] / 1e6:.2f}",
             f"{row['captions_per_second']:.0f}",
         )
-    console = Console()
     console.print(table)
-    console.print("Under each value: difference to fp32, paired 95% interval. NLL: nats per token, lower is better.")
+    shown = "below each value: its difference to fp32, paired 95% interval" if wide else "*: differs from fp32 (95%)"
+    console.print(f"{shown}; NLL: nats per reference token, lower is better; MB: held in memory")
     console.print(f"{report['seconds']:.0f} s; everything is in {out / 'results.json'} and {out / 'index.html'}")
 
 
-def _cell(row: dict[str, Any], key: str) -> str:
-    from mmq_kernels.demo.report import COLUMNS
-
-    value = COLUMNS[key][1].format(row["metrics"][key])
+def _cell(row: dict[str, Any], key: str, wide: bool) -> str:
+    value = f"{row['metrics'][key]:.3f}"
     change = row["changes"].get(key)
-    return f"{value}\n{change['low']:+.3f}..{change['high']:+.3f}" if change else value
+    if not change:
+        return value
+    if wide:
+        return f"{value}\n{change['low']:+.3f} {change['high']:+.3f}"
+    return f"{value}*" if change["low"] > 0 or change["high"] < 0 else value

@@ -20,6 +20,9 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="A seeded draw of so many samples.")] = None,
     batch_size: Annotated[int, typer.Option(help="Samples a forward pass.")] = 64,
     beams: Annotated[int | None, typer.Option(help="Instead of the study's decoding.")] = None,
+    meteor: Annotated[bool, typer.Option(help="Captions: METEOR too, where Java is.")] = True,
+    top_k: Annotated[int, typer.Option(help="Retrieval: candidates that the matching head re-ranks.")] = 128,
+    captions_per_image: Annotated[int | None, typer.Option(help="Retrieval: of each image's captions.")] = None,
     seed: Annotated[int, typer.Option(help="Of the draw and the intervals.")] = 0,
     predictions: Annotated[Path | None, typer.Option(help="Write every prediction here, JSON lines.")] = None,
     device: Annotated[str | None, typer.Option(help="Default: cuda if there is one, else cpu.")] = None,
@@ -30,10 +33,13 @@ def evaluate(
     from mmq_kernels import checkpoint
     from mmq_kernels import eval as evaluation
     from mmq_kernels.cli.devices import chosen_device
+    from mmq_kernels.models import component_prefixes
 
-    options = evaluation.EvalOptions(batch_size=batch_size, num_beams=beams)
+    options = evaluation.EvalOptions(batch_size=batch_size, num_beams=beams, meteor=meteor, top_k=top_k)
     processor = checkpoint.load_processor(model)
-    prepared = evaluation.prepare(task, data, processor, split=split, limit=limit, seed=seed)
+    prepared = evaluation.prepare(
+        task, data, processor, split=split, limit=limit, seed=seed, captions_per_image=captions_per_image
+    )
     loaded = checkpoint.load(model, device=chosen_device(device))
     with progress_bar(f"{task}, {model}") as bar:
         result = evaluation.evaluate_prepared(
@@ -43,7 +49,7 @@ def evaluate(
             predictions=predictions,
             progress=lambda done, total: bar(done, total, f"{task}, {model}"),
         )
-    size = evaluation.model_size(loaded)
+    size = evaluation.model_size(loaded, component_prefixes(loaded))
     report = result.to_json(records=False) | {"model": model, "size": size.to_json()}
     if json:
         print_json(report)

@@ -34,16 +34,20 @@ def info(
 def installation() -> dict[str, Any]:
     """Everything `mmq info` says about the machine and the build."""
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    built = _native.build_info() if _native.available() else None
+    native = _native.available()
     return {
         "version": mmq_kernels.__version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "threads": torch.get_num_threads(),
-        "extension": {"available": _native.available(), "why_not": _native.why_missing(), "build": built},
-        "cpu_isa": _native.isa() if _native.available() else None,
-        "gpus": _native.cuda_devices() if _native.available() else None,
+        "extension": {
+            "available": native,
+            "why_not": _native.why_missing(),
+            "build": _native.build_info() if native else None,
+        },
+        "cpu_isa": _native.isa() if native else None,
+        "gpus": _native.cuda_devices() if native else None,
         "backends": {name: {"available": why is None, "why_not": why} for name, why in ops.explain_all(here).items()},
         "forced_backend": ops.forced_backend(),
     }
@@ -95,8 +99,9 @@ def _build(extension: dict[str, Any]) -> str:
 def _gpus(found: dict[str, Any] | None) -> str:
     if found is None:
         return "unknown: the extension is not built"
-    names = [f"{gpu['name']} (sm_{gpu['capability'].replace('.', '')})" for gpu in found["devices"]]
-    return ", ".join(names) or f"none: {found['why_none']}"
+    names = [f"{gpu['name']} (sm_{''.join(map(str, gpu['compute_capability']))})" for gpu in found["devices"]]
+    why_none = found["reason"] if found["driver"] else "no NVIDIA driver"
+    return ", ".join(names) or f"none: {why_none}"
 
 
 def _print_checkpoint(facts: dict[str, Any]) -> None:

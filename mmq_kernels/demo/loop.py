@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,7 +33,13 @@ class Schedule:
     warmup: int = 250
     weight_decay: float = 0.02
 
+    def scaled(self, factor: float) -> Schedule:
+        """The same with `factor` times the steps."""
+        steps = max(1, round(self.steps * factor))
+        return replace(self, steps=steps, warmup=min(self.warmup, steps // 4 + 1))
+
     def rate(self, step: int) -> float:
+        """Share of the learning rate at `step`."""
         if step < self.warmup:
             return (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, self.steps - self.warmup)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,25 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
+
+@dataclass(frozen=True)
+class Column:
+    """A metric of the table: its heading, and where its value comes from."""
+
+    heading: str
+    task: str
+    metric: str
+
+
 COLUMNS = {
-    "cider": ("CIDEr", "{:.3f}"),
-    "vqa": ("VQA", "{:.3f}"),
-    "nll": ("NLL", "{:.3f}"),
-    "text_r1": ("text R@1", "{:.3f}"),
-    "image_r1": ("image R@1", "{:.3f}"),
+    "cider": Column("CIDEr", "caption", "cider"),
+    "nll": Column("caption NLL", "caption", "nll"),
+    "vqa": Column("VQA", "vqa", "accuracy"),
+    "vqa_nll": Column("answer NLL", "vqa", "nll"),
+    "text_r1": Column("text R@1", "retrieval", "text_r1"),
+    "image_r1": Column("image R@1", "retrieval", "image_r1"),
 }
-"""Metrics of the table: key in a row, heading, format. Lower is better for the NLL alone."""
+"""The table's metrics by their key in a row. Lower is better for the two NLL, higher for the rest."""
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; padding: 0 1rem; color: #222 }
@@ -68,7 +80,7 @@ def _summary(results: dict[str, Any]) -> str:
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:
-    head = "".join(f"<th>{heading}</th>" for heading, _ in COLUMNS.values())
+    head = "".join(f"<th>{column.heading}</th>" for column in COLUMNS.values())
     body = "".join(
         f"<tr><td>{escape(row['name'])}<small><code>{escape(row['recipe'] or 'as trained')}</code></small></td>"
         + "".join(_cell(row, key) for key in COLUMNS)
@@ -80,7 +92,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _cell(row: dict[str, Any], key: str) -> str:
-    value = COLUMNS[key][1].format(row["metrics"][key])
+    value = f"{row['metrics'][key]:.3f}"
     change = row["changes"].get(key)
     around = f"<small>{change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]</small>" if change else ""
     return f"<td>{value}{around}</td>"
@@ -100,7 +112,7 @@ def _against_size(rows: Sequence[dict[str, Any]], key: str) -> go.Figure:
                 hovertemplate="%{text}<br>%{x:.2f} bpw<br>%{y:.3f}",
             )
         )
-    heading = COLUMNS[key][0]
+    heading = COLUMNS[key].heading
     figure.update_layout(
         title=f"{heading} against size", xaxis_title="bits per weight", yaxis_title=heading, height=380
     )
@@ -113,7 +125,7 @@ def _by_component(rows: Sequence[dict[str, Any]]) -> go.Figure:
     figure = go.Figure()
     for row in (row for row in rows if row["method"].endswith("alone")):
         kept = [row["metrics"][key] / base[key] if base[key] else 0.0 for key in COLUMNS]
-        headings = [heading for heading, _ in COLUMNS.values()]
+        headings = [column.heading for column in COLUMNS.values()]
         figure.add_trace(go.Bar(x=headings, y=kept, name=escape(row["name"])))
     figure.update_layout(title="One component low, the rest as trained: ratio to fp32", barmode="group", height=380)
     return figure

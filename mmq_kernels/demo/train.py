@@ -23,7 +23,10 @@ from mmq_kernels.demo.train_blip2 import train_blip2, train_vision
 from mmq_kernels.demo.train_itm import train_itm
 
 VISION = Schedule(steps=1600, batch=32, learning_rate=1.2e-3)
-BLIP2 = Schedule(steps=5500, batch=32, learning_rate=1e-3)
+BLIP2 = (
+    Schedule(steps=2500, batch=32, learning_rate=1e-3),
+    Schedule(steps=3000, batch=32, learning_rate=8e-4, warmup=150),
+)
 ITM = Schedule(steps=2000, batch=32, learning_rate=8e-4)
 
 
@@ -41,13 +44,18 @@ def save(model: PreTrainedModel, processor: Blip2Processor, folder: Path) -> Non
     path.write_text(json.dumps(described, indent=2) + "\n")
 
 
-def _train_one(which: str, out: Path, schedule: Schedule, seed: int, device: str, threads: int) -> None:
+def _train_one(which: str, out: Path, scale: float, seed: int, device: str, threads: int) -> None:
     torch.set_num_threads(threads)
     vision = torch.load(out / "vision.pt", weights_only=True)
-    run, retrieval = (train_blip2, False) if which == "blip2" else (train_itm, True)
+    retrieval = which == "itm"
     folder = out / ("blip2-itm" if retrieval else "blip2")
     store = partial(save, processor=make_processor(retrieval=retrieval), folder=folder)
-    run(vision, schedule, seed=seed, log=out / f"{which}.jsonl", device=device, save=store)
+    log = out / f"{which}.jsonl"
+    if retrieval:
+        train_itm(vision, ITM.scaled(scale), seed=seed, log=log, device=device, save=store)
+    else:
+        rounds = [schedule.scaled(scale) for schedule in BLIP2]
+        train_blip2(vision, rounds, seed=seed, log=log, device=device, save=store)
 
 
 def main() -> None:
@@ -58,26 +66,17 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the number of steps of every stage")
     parser.add_argument("--only", choices=("vision", "blip2", "itm"), help="one stage; the others need its weights")
     arguments = parser.parse_args()
-    out, seed, device = arguments.out, arguments.seed, arguments.device
+    out, seed, device, scale = arguments.out, arguments.seed, arguments.device, arguments.scale
     out.mkdir(parents=True, exist_ok=True)
-
-    def scaled(schedule: Schedule) -> Schedule:
-        steps = max(1, round(schedule.steps * arguments.scale))
-        return Schedule(steps, schedule.batch, schedule.learning_rate, min(schedule.warmup, steps // 4 + 1))
 
     if arguments.only in (None, "vision"):
         torch.set_num_threads(os.cpu_count() or 1)
-        vision = train_vision(scaled(VISION), seed=seed, log=out / "vision.jsonl", device=device)
+        vision = train_vision(VISION.scaled(scale), seed=seed, log=out / "vision.jsonl", device=device)
         torch.save(vision, out / "vision.pt")
-    stages = {"blip2": scaled(BLIP2), "itm": scaled(ITM)}
-    if arguments.only:
-        stages = {name: schedule for name, schedule in stages.items() if name == arguments.only}
+    stages = [name for name in ("blip2", "itm") if arguments.only in (None, name)]
     threads = max(1, (os.cpu_count() or 1) // 2)  # as if both ran, so that one stage alone gives the same numbers
     context = get_context("spawn")
-    workers = [
-        context.Process(target=_train_one, args=(name, out, schedule, seed, device, threads))
-        for name, schedule in stages.items()
-    ]
+    workers = [context.Process(target=_train_one, args=(name, out, scale, seed, device, threads)) for name in stages]
     for worker in workers:
         worker.start()
     for worker in workers:

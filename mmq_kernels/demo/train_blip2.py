@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -54,14 +55,18 @@ def train_vision(schedule: Schedule, *, seed: int, log: Path, device: str) -> di
 
 def train_blip2(
     vision: dict[str, Tensor],
-    schedule: Schedule,
+    rounds: Sequence[Schedule],
     *,
     seed: int,
     log: Path,
     device: str,
     save: Callable[[Blip2ForConditionalGeneration], None],
 ) -> Blip2ForConditionalGeneration:
-    """Captions and questions together, with the auxiliary losses beside them."""
+    """Captions and questions together, with the auxiliary losses beside them, in rounds with warm restarts.
+
+    A single long round stays on a plateau where the queries do not tell all shapes and places apart; the second
+    round, with a new optimizer and the auxiliary losses strong again, leaves it.
+    """
     torch.manual_seed(seed + 1)
     rng = random.Random(f"questions {seed}")
     model = make_blip2()
@@ -71,12 +76,12 @@ def train_blip2(
     patch_head = PatchHead(VISION_WIDTH).to(device)
     slot_head = SlotHead(QFORMER_WIDTH).to(device)
 
-    def losses(step: int) -> dict[str, Tensor]:
-        scenes = draw_scenes(step, schedule.batch, BLIP2_STREAM)
+    def losses(step: int, first: int, schedule: Schedule) -> dict[str, Tensor]:
+        scenes = draw_scenes(first + step, schedule.batch, BLIP2_STREAM)
         batch = text_batch(scenes, tokenizer, rng, ASKED)
         labels, grounds = (t.to(device) for t in slot_labels(scenes))
         patches, queries, caption, answer = packed_losses(model, pixels(scenes).to(device), batch)
-        early = max(0.2, 1 - 2 * step / schedule.steps)
+        early = max(0.2, 1 - step / schedule.steps)
         return {
             "caption": caption,
             "answer": answer,
@@ -85,7 +90,11 @@ def train_blip2(
         }
 
     modules = nn.ModuleDict({"model": model, "patch": patch_head, "slot": slot_head})
-    train(modules, losses, schedule, name="blip2", log=log, snapshot=lambda: save(model))
+    first = 0
+    for schedule in rounds:
+        terms = partial(losses, first=first, schedule=schedule)
+        train(modules, terms, schedule, name="blip2", log=log, snapshot=lambda: save(model))
+        first += schedule.steps
     return model
 
 

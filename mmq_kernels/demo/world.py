@@ -62,7 +62,7 @@ def write_world(folder: str | Path, *, seed: int = 0, size: WorldSize = WorldSiz
 
     Args:
         folder: made if absent; holds ``coco``, ``vqav2`` and ``flickr30k`` afterwards.
-        seed: 0..8, which world; different seeds share no scene.
+        seed: 0..9, which world; different seeds share no scene.
         size: how much of it.
 
     Returns:
@@ -83,6 +83,7 @@ def write_world(folder: str | Path, *, seed: int = 0, size: WorldSize = WorldSiz
         raise FileExistsError(f"{folder} holds something else than the world asked for; remove it or name another")
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    beside.chmod(0o755)  # a temporary folder is its owner's alone
     try:
         first = [seed * _WORLD_SEEDS + split * _SPLIT_SEEDS for split in range(4)]
         train, images = _scenes(first[0], size.train), _scenes(first[1], size.images)
