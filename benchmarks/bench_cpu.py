@@ -17,25 +17,21 @@ per-column loop of the paper in plain torch.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from record import RESULTS, append, provenance
 from torch import Tensor
 
-from mmq_kernels import _native, ops
+from mmq_kernels import ops
 from mmq_kernels.backends import backend
 from mmq_kernels.nn import QuantLinear
 from mmq_kernels.spec import BITS, QuantSpec
 
-RESULTS = Path(__file__).resolve().parent / "results"
 ROTATED_BYTES = 160 * 2**20
 TOKENS = (1, 4, 16, 64, 256)
 DENSE = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -234,31 +230,6 @@ def bench_gptq(size: int, repeats: int) -> list[dict]:
     return [row]
 
 
-def machine(threads: int) -> dict:
-    """What a result is worth nothing without."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent, check=False
-    )
-    return {
-        "cpu": model,
-        "threads": threads,
-        "clock": next(name for name, function in CLOCKS.items() if function is clock),
-        "wait_policy": os.environ.get("OMP_WAIT_POLICY"),
-        "load_before": os.getloadavg()[0],
-        "isa": _native.isa(),
-        "compiler": _native.build_info()["compiler"],
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": commit.stdout.strip() or None,
-        "command": "python benchmarks/bench_cpu.py " + " ".join(sys.argv[1:]),
-    }
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="4 bits and a smaller GPTQ layer, in seconds")
@@ -275,16 +246,13 @@ def main() -> None:
         sys.exit(f"nothing to measure: {reason}")
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    about = machine(options.threads)
+    about = provenance() | {"clock": options.clock}
     print(" | ".join(str(value) for value in about.values()))
     if options.quick:
         rows = bench_gemm((4,), 128, 4096, 4096, (1, 16, 256), 0.5) + bench_gptq(1024, 1)
     else:
         rows = bench_gptq(2560, 3) + bench_gemm(BITS, 128, 4096, 4096, TOKENS, 1.0)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    with options.out.open("a") as lines:
-        for row in rows:
-            lines.write(json.dumps(row | about) + "\n")
+    append(options.out, (row | about for row in rows))
     print(f"{len(rows)} lines appended to {options.out}")
 
 

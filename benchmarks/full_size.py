@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import resource
-import shlex
 import shutil
 import subprocess
 import sys
@@ -27,8 +25,8 @@ from typing import Any
 
 import numpy as np
 import torch
-import transformers
 from PIL import Image
+from record import RESULTS, append, provenance
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
     Blip2Config,
@@ -39,14 +37,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from mmq_kernels import __version__
 from mmq_kernels.checkpoint import disk_bytes, load, load_processor, quantize_checkpoint
 from mmq_kernels.checkpoint.folder import write_config, written_beside
 from mmq_kernels.checkpoint.format import describe
 from mmq_kernels.checkpoint.shards import ShardWriter
 from mmq_kernels.checkpoint.skeleton import parameters_on_meta, places, tied_names
 
-RESULTS = Path(__file__).parent / "results" / "full_size.jsonl"
 RECIPE = "all=rtn:4:g128"
 PEAK_BOUND_BYTES = 6_000_000_000
 DISK_BOUND_BYTES = 2_300_000_000
@@ -188,20 +184,6 @@ def run_step(name: str, folder: Path, threads: int) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def processor_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor())
-
-
-def commit() -> str:
-    done = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
-    )
-    return done.stdout.strip() or "unknown"
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="Full-size model: quantize from folder to folder, load, caption.")
     parser.add_argument("--folder", type=Path, required=True, help="where to work; 11 GB")
@@ -215,6 +197,7 @@ def main() -> int:
         facts = STEPS[options.step](options.folder)
         print(json.dumps(facts | {"seconds": round(time.perf_counter() - start, 1), "peak_bytes": peak_bytes()}))
         return 0
+    about = provenance()
     steps: dict[str, Any] = {}
     try:
         for name in STEPS:
@@ -229,20 +212,9 @@ def main() -> int:
         "benchmark": "full_size",
         "bounds_kept": kept,
         **steps,
-        "hardware": f"{processor_name()}, {options.threads} threads",
-        "versions": {
-            "mmq_kernels": __version__,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "python": platform.python_version(),
-        },
-        "commit": commit(),
-        "command": f"python benchmarks/full_size.py {shlex.join(sys.argv[1:])}",
-        "date": time.strftime("%Y-%m-%d"),
     }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    line |= about
+    append(RESULTS / "full_size.jsonl", [line])
     print(json.dumps(line))
     return 0 if kept else 1
 

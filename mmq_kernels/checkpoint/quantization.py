@@ -111,16 +111,19 @@ def _restore_dtypes(model: Any, source: str | Path) -> None:
     folder = local_folder(source)
     entries = Folder(folder).entries if folder else {}
     default = AutoConfig.from_pretrained(source).dtype or model.dtype
+    stored = {
+        id(parameter): entries[name].dtype  # a tied parameter has two names and is stored under one
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if name in entries
+    }
     for name, module in model.named_modules():
-        prefix = f"{name}." if name else ""
         if isinstance(module, QuantLinear):
-            entry = entries.get(f"{prefix}weight")
+            entry = entries.get(f"{name}.weight")
             module.to(entry.dtype if entry else default)
             continue
-        for own, parameter in module.named_parameters(recurse=False):
-            entry = entries.get(prefix + own)
+        for parameter in module.parameters(recurse=False):
             if parameter.is_floating_point():
-                parameter.data = parameter.data.to(entry.dtype if entry else default)
+                parameter.data = parameter.data.to(stored.get(id(parameter), default))
 
 
 def _identity(source: str | Path) -> str:

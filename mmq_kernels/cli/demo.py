@@ -11,7 +11,7 @@ from rich.table import Table
 
 from mmq_kernels.cli.options import Debug, Json, print_json, progress_bar
 
-_WIDE = 140
+_WIDE = 160
 """Characters a line that the table with intervals takes."""
 
 
@@ -44,7 +44,7 @@ def _print(report: dict[str, Any], out: Path) -> None:
     table = Table(title="What low bits cost", padding=(0, 1 if wide else 0))
     table.add_column("variant", no_wrap=True)
     for heading in (*(column.heading for column in COLUMNS.values()), "bpw", "MB", "captions/s"):
-        table.add_column(heading, justify="right")
+        table.add_column(heading, justify="right", no_wrap=wide)
     for row in report["rows"]:
         table.add_row(
             row["name"],

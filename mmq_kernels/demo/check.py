@@ -75,7 +75,7 @@ def measure(
         ):
             right[q.kind].append(answer.strip() == q.answer)
         _, _, caption_loss, answer_loss = packed_losses(
-            model, images, text_batch(batch, processor.tokenizer, random.Random(0), asked)
+            model, images, text_batch(batch, processor.tokenizer, random.Random(0), asked=asked, wordings=1)
         )
         loss += torch.stack([caption_loss, answer_loss])
     every = [value for values in right.values() for value in values]

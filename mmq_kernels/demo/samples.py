@@ -106,11 +106,13 @@ class TextBatch:
     is_answer: Tensor
 
 
-def text_batch(scenes: list[Scene], tokenizer: PreTrainedTokenizerFast, rng: random.Random, asked: int) -> TextBatch:
-    """A caption and `asked` questions an image, packed."""
+def text_batch(
+    scenes: list[Scene], tokenizer: PreTrainedTokenizerFast, rng: random.Random, *, asked: int, wordings: int
+) -> TextBatch:
+    """A caption, one of the first `wordings`, and `asked` questions an image, packed."""
     rows = []
     for scene in scenes:
-        texts = [("", rng.choice(captions(scene)))]
+        texts = [("", rng.choice(captions(scene)[:wordings]))]
         texts += [(PROMPT.format(q.text), q.answer) for q in questions(scene, asked, rng)]
         rows.append([_text(tokenizer, prompt, target) for prompt, target in texts])
     length = max(sum(len(ids) for ids, _ in row) for row in rows)

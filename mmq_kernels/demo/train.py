@@ -10,6 +10,7 @@ import argparse
 import copy
 import json
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -19,13 +20,15 @@ from transformers import Blip2Processor, PreTrainedModel
 
 from mmq_kernels.demo.architecture import make_processor
 from mmq_kernels.demo.loop import Schedule
-from mmq_kernels.demo.train_blip2 import train_blip2, train_vision
+from mmq_kernels.demo.scenes import CAPTIONS
+from mmq_kernels.demo.train_blip2 import Round, train_blip2, train_vision
 from mmq_kernels.demo.train_itm import train_itm
 
 VISION = Schedule(steps=1600, batch=32, learning_rate=1.2e-3)
 BLIP2 = (
-    Schedule(steps=2500, batch=32, learning_rate=1e-3),
-    Schedule(steps=3000, batch=32, learning_rate=8e-4, warmup=150),
+    Round(Schedule(steps=2500, batch=32, learning_rate=1e-3), wordings=CAPTIONS),
+    # One wording: what bits change is then what a caption says, not how it says it.
+    Round(Schedule(steps=3000, batch=32, learning_rate=8e-4, warmup=150), wordings=1),
 )
 ITM = Schedule(steps=2000, batch=32, learning_rate=8e-4)
 
@@ -54,7 +57,7 @@ def _train_one(which: str, out: Path, scale: float, seed: int, device: str, thre
     if retrieval:
         train_itm(vision, ITM.scaled(scale), seed=seed, log=log, device=device, save=store)
     else:
-        rounds = [schedule.scaled(scale) for schedule in BLIP2]
+        rounds = [replace(round_, schedule=round_.schedule.scaled(scale)) for round_ in BLIP2]
         train_blip2(vision, rounds, seed=seed, log=log, device=device, save=store)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -53,9 +53,22 @@ def train_vision(schedule: Schedule, *, seed: int, log: Path, device: str) -> di
     return {name: tensor.cpu() for name, tensor in vit.state_dict().items()}
 
 
+@dataclass(frozen=True)
+class Round:
+    """One of the rounds in which BLIP-2 learns captions and questions; each starts with a new optimizer.
+
+    Attributes:
+        schedule: of the round.
+        wordings: how many of a scene's captions it is taught.
+    """
+
+    schedule: Schedule
+    wordings: int
+
+
 def train_blip2(
     vision: dict[str, Tensor],
-    rounds: Sequence[Schedule],
+    rounds: Sequence[Round],
     *,
     seed: int,
     log: Path,
@@ -65,20 +78,41 @@ def train_blip2(
     """Captions and questions together, with the auxiliary losses beside them, in rounds with warm restarts.
 
     A single long round stays on a plateau where the queries do not tell all shapes and places apart; the second
-    round, with a new optimizer and the auxiliary losses strong again, leaves it.
+    round, with new auxiliary heads and their losses strong again, leaves it.
     """
     torch.manual_seed(seed + 1)
-    rng = random.Random(f"questions {seed}")
     model = make_blip2()
     model.vision_model.load_state_dict(vision)
     model.to(device)  # type: ignore[arg-type]
+    first = 0
+    for number, round_ in enumerate(rounds):
+        train_round(model, round_, number, first, seed=seed, log=log, save=save)
+        first += round_.schedule.steps
+    return model
+
+
+def train_round(
+    model: Blip2ForConditionalGeneration,
+    round_: Round,
+    number: int,
+    first: int,
+    *,
+    seed: int,
+    log: Path,
+    save: Callable[[Blip2ForConditionalGeneration], None],
+) -> None:
+    """Round `number`, whose scenes go on behind those of the `first` steps before it."""
+    device = model.device
+    torch.manual_seed(seed + 10 * (number + 1))
+    rng = random.Random(f"questions {seed} {number}")
     tokenizer = make_processor(retrieval=False).tokenizer
     patch_head = PatchHead(VISION_WIDTH).to(device)
     slot_head = SlotHead(QFORMER_WIDTH).to(device)
+    schedule = round_.schedule
 
-    def losses(step: int, first: int, schedule: Schedule) -> dict[str, Tensor]:
+    def losses(step: int) -> dict[str, Tensor]:
         scenes = draw_scenes(first + step, schedule.batch, BLIP2_STREAM)
-        batch = text_batch(scenes, tokenizer, rng, ASKED)
+        batch = text_batch(scenes, tokenizer, rng, asked=ASKED, wordings=round_.wordings)
         labels, grounds = (t.to(device) for t in slot_labels(scenes))
         patches, queries, caption, answer = packed_losses(model, pixels(scenes).to(device), batch)
         early = max(0.2, 1 - step / schedule.steps)
@@ -90,12 +124,7 @@ def train_blip2(
         }
 
     modules = nn.ModuleDict({"model": model, "patch": patch_head, "slot": slot_head})
-    first = 0
-    for schedule in rounds:
-        terms = partial(losses, first=first, schedule=schedule)
-        train(modules, terms, schedule, name="blip2", log=log, snapshot=lambda: save(model))
-        first += schedule.steps
-    return model
+    train(modules, losses, schedule, name="blip2", log=log, snapshot=lambda: save(model))
 
 
 def packed_losses(

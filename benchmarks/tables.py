@@ -1,0 +1,159 @@
+"""Writes the tables of README.md from `benchmarks/results`; with --check says whether they are up to date.
+
+Only what stands in a results file gets into a table, and each table names the command, machine and commit of its lines.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+RESULTS = Path(__file__).resolve().parent / "results"
+BEGIN = "<!-- tables: begin (written by `python benchmarks/tables.py`) -->\n"
+END = "<!-- tables: end -->\n"
+Row = dict[str, Any]
+
+_METRICS = {
+    "cider": "CIDEr",
+    "nll": "caption NLL",
+    "vqa": "VQA",
+    "vqa_nll": "answer NLL",
+    "text_r1": "text R@1",
+    "image_r1": "image R@1",
+}
+
+
+def read(name: str) -> list[Row]:
+    """The lines of a results file; none where it is absent."""
+    path = RESULTS / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def newest(rows: list[Row], *keys: str) -> list[Row]:
+    """For each value of `keys` the last line, in the order of first appearance."""
+    found: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        found[tuple(row.get(key) for key in keys)] = row
+    return list(found.values())
+
+
+def table(heading: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, its first column left and the others right."""
+    lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def source(row: Row) -> str:
+    """Where a table's numbers come from."""
+    return f"`{row['command']}` on {row['cpu']}, {row['threads']} threads, torch {row['torch']}, at {row['commit']}."
+
+
+def demo() -> str:
+    rows = read("demo")
+    if not rows:
+        return ""
+    samples = rows[0]["samples"]
+    text = (
+        f"**What low bits cost** the demo's models: {samples['caption']} captions, {samples['vqa']} questions, a "
+        f"gallery of {samples['retrieval']}; group 64 but for uniform (per tensor); a star marks a difference to fp32 "
+        "whose paired 95% bootstrap interval leaves out zero; NLL in nats per reference token, lower is better; bits "
+        "per weight of all that the BLIP-2 holds, float embeddings and norms among it.\n\n"
+    )
+    body = [
+        [
+            row["name"],
+            *(_scored(row, key) for key in _METRICS),
+            f"{row['bpw']:.2f}",
+            f"{row['memory_bytes'] / 1e6:.2f}",
+            f"{row['captions_per_second']:.0f}",
+        ]
+        for row in rows
+    ]
+    return text + table(["", *_METRICS.values(), "bpw", "MB", "captions/s"], body) + "\n" + source(rows[0]) + "\n"
+
+
+def _scored(row: Row, key: str) -> str:
+    change = row["changes"].get(key)
+    star = "*" if change and (change["low"] > 0 or change["high"] < 0) else ""
+    return f"{row['metrics'][key]:.3f}{star}"
+
+
+def gemm() -> str:
+    rows = [row for row in read("cpu") if row["bench"] == "gemm"]
+    if not rows:
+        return ""
+    last = rows[-1]
+    rows = newest([row for row in rows if row["command"] == last["command"]], "bits", "m")
+    tokens = sorted({row["m"] for row in rows})
+    text = (
+        f"**CPU, {last['n']} x {last['k']}, group {last['group']}**: speed of the packed linear over torch's fp32 "
+        "linear in the same run (ratio of medians), by tokens m.\n\n"
+    )
+    found = {(row["bits"], row["m"]): row for row in rows}
+    body = [
+        [f"{bits} bits", *(f"{found[bits, m]['x_torch_fp32']:.2f}x" for m in tokens)]
+        for bits in sorted({row["bits"] for row in rows})
+    ]
+    return text + table(["", *(f"m = {m}" for m in tokens)], body) + "\n" + source(last) + "\n"
+
+
+def gptq() -> str:
+    rows = newest([row for row in read("cpu") if row["bench"] == "gptq"], "n", "k")
+    if not rows:
+        return ""
+    body = [
+        [f"{r['n']} x {r['k']}", f"{r['seconds']:.2f} s", f"{r['torch_seconds']:.2f} s", f"{r['x_torch']:.1f}x"]
+        for r in rows
+    ]
+    text = "**GPTQ of one layer on the CPU**, 4 bits, group 128, its Cholesky factor counted.\n\n"
+    heading = ["layer", "`gptq_block`", "per-column torch loop", "ratio"]
+    return text + table(heading, body) + "\n" + source(rows[-1]) + "\n"
+
+
+def full_size() -> str:
+    rows = read("full_size")
+    if not rows:
+        return ""
+    row = rows[-1]
+    built, quantized, captioned = row["build"], row["quantize"], row["caption"]
+    body = [
+        ["write the model in bf16", _gb(built["disk_bytes"]), _gb(built["peak_bytes"]), f"{built['seconds']:.0f} s"],
+        ["quantize it", _gb(quantized["disk_bytes"]), _gb(quantized["peak_bytes"]), f"{quantized['seconds']:.0f} s"],
+        ["load it, caption an image", "", _gb(captioned["peak_bytes"]), f"{captioned['seconds']:.0f} s"],
+    ]
+    text = (
+        f"**Full size**: BLIP-2-OPT-2.7b's architecture, {built['weights'] / 1e9:.2f}e9 random weights, "
+        f"`{quantized['recipe']}`, from folder to folder.\n\n"
+    )
+    return text + table(["step", "on disk", "peak memory", "time"], body) + "\n" + source(row) + "\n"
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.2f} GB"
+
+
+def updated(readme: str) -> str:
+    """README with its tables as the results say."""
+    head, rest = readme.split(BEGIN)
+    tail = rest.split(END)[1]
+    parts = [part for part in (demo(), gemm(), gptq(), full_size()) if part]
+    return head + BEGIN + "\n" + "\n".join(parts) + "\n" + END + tail
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where a table is out of date")
+    options = parser.parse_args()
+    before = README.read_text()
+    after = updated(before)
+    if options.check:
+        sys.exit(0 if after == before else f"{README.name}'s tables are out of date: run python benchmarks/tables.py")
+    README.write_text(after)
+
+
+if __name__ == "__main__":
+    main()
