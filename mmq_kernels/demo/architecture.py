@@ -34,25 +34,29 @@ _INIT_STD = 0.07
 """Wide initial weights stay wide: it is what makes the trained parts feel low bits (see the model card)."""
 
 
-def vocabulary() -> list[str]:
-    """Every word that captions, questions, answers and the prompt use, special tokens first."""
+def vocabulary(*, retrieval: bool) -> list[str]:
+    """Special tokens, then every word of captions, questions, answers and the prompt.
+
+    Those of questions that are taught alone (see `scenes.questions`) are not for the matching model.
+    """
     split = pre_tokenizers.Whitespace()
     words = {*NUMBERS, "yes", "no", "question", "short", "answer", ":"}
     rng = random.Random(0)
     for seed in range(4000):
         scene = make_scene(seed)
-        texts = [*captions(scene), *(f"{q.text} {q.answer}" for q in questions(scene, 6, rng))]
+        texts = [*captions(scene), *(f"{q.text} {q.answer}" for q in questions(scene, 6, rng, taught=not retrieval))]
         words |= {word for text in texts for word, _ in split.pre_tokenize_str(text)}
     return [*SPECIAL, *sorted(words)]
 
 
-def make_tokenizer(*, ends: bool, padding_side: str) -> PreTrainedTokenizerFast:
-    """One word, one token; lower case; `<s>` in front and, where `ends`, `</s>` behind."""
-    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(vocabulary())}, unk_token="<unk>"))
+def make_tokenizer(*, retrieval: bool) -> PreTrainedTokenizerFast:
+    """One word, one token; lower case; `<s>` in front and, for the matching model, `</s>` behind."""
+    words = vocabulary(retrieval=retrieval)
+    core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     core.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " ")])
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>" if ends else "<s> $A", special_tokens=[("<s>", BOS), ("</s>", EOS)]
+        single="<s> $A </s>" if retrieval else "<s> $A", special_tokens=[("<s>", BOS), ("</s>", EOS)]
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
@@ -63,7 +67,7 @@ def make_tokenizer(*, ends: bool, padding_side: str) -> PreTrainedTokenizerFast:
         cls_token="<s>",
         sep_token="</s>",
         additional_special_tokens=["<image>"],
-        padding_side=padding_side,
+        padding_side="right" if retrieval else "left",
         model_max_length=96,
         clean_up_tokenization_spaces=True,
     )
@@ -74,12 +78,11 @@ def make_processor(*, retrieval: bool) -> Blip2Processor:
     images = BlipImageProcessor(
         size={"height": SIDE, "width": SIDE}, image_mean=list(IMAGE_MEAN), image_std=list(IMAGE_STD)
     )
-    tokenizer = make_tokenizer(ends=retrieval, padding_side="right" if retrieval else "left")
-    return Blip2Processor(images, tokenizer, num_query_tokens=QUERIES)
+    return Blip2Processor(images, make_tokenizer(retrieval=retrieval), num_query_tokens=QUERIES)
 
 
 def _config(*, retrieval: bool) -> Blip2Config:
-    words = len(vocabulary())
+    words = len(vocabulary(retrieval=retrieval))
     vision = Blip2VisionConfig(
         hidden_size=VISION_WIDTH,
         intermediate_size=4 * VISION_WIDTH,

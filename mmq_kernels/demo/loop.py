@@ -25,6 +25,7 @@ class Schedule:
         learning_rate: at its height.
         warmup: steps of linear rise before the cosine.
         weight_decay: on matrices only.
+        horizon: step at which the cosine would end, where that is not the last one.
     """
 
     steps: int
@@ -32,17 +33,23 @@ class Schedule:
     learning_rate: float
     warmup: int = 250
     weight_decay: float = 0.02
+    horizon: int | None = None
 
     def scaled(self, factor: float) -> Schedule:
         """The same with `factor` times the steps."""
         steps = max(1, round(self.steps * factor))
-        return replace(self, steps=steps, warmup=min(self.warmup, steps // 4 + 1))
+        horizon = round(self.horizon * factor) if self.horizon else None
+        return replace(self, steps=steps, warmup=min(self.warmup, steps // 4 + 1), horizon=horizon)
+
+    def early(self, step: int) -> float:
+        """Weight of the auxiliary losses: from 1 down to 0.2 in the first 40% of the steps."""
+        return max(0.2, 1 - 2 * step / (self.horizon or self.steps))
 
     def rate(self, step: int) -> float:
         """Share of the learning rate at `step`."""
         if step < self.warmup:
             return (step + 1) / self.warmup
-        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        done = (step - self.warmup) / max(1, (self.horizon or self.steps) - self.warmup)
         return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
 
 

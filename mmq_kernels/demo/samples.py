@@ -107,13 +107,19 @@ class TextBatch:
 
 
 def text_batch(
-    scenes: list[Scene], tokenizer: PreTrainedTokenizerFast, rng: random.Random, *, asked: int, wordings: int
+    scenes: list[Scene],
+    tokenizer: PreTrainedTokenizerFast,
+    rng: random.Random,
+    *,
+    asked: int,
+    wordings: int,
+    taught: bool = False,
 ) -> TextBatch:
-    """A caption, one of the first `wordings`, and `asked` questions an image, packed."""
+    """A caption, one of the first `wordings`, and `asked` questions (see `questions`) an image, packed."""
     rows = []
     for scene in scenes:
         texts = [("", rng.choice(captions(scene)[:wordings]))]
-        texts += [(PROMPT.format(q.text), q.answer) for q in questions(scene, asked, rng)]
+        texts += [(PROMPT.format(q.text), q.answer) for q in questions(scene, asked, rng, taught=taught)]
         rows.append([_text(tokenizer, prompt, target) for prompt, target in texts])
     length = max(sum(len(ids) for ids, _ in row) for row in rows)
     count, total = len(rows), QUERIES + length

@@ -26,9 +26,10 @@ from mmq_kernels.demo.train_itm import train_itm
 
 VISION = Schedule(steps=1600, batch=32, learning_rate=1.2e-3)
 BLIP2 = (
-    Round(Schedule(steps=2500, batch=32, learning_rate=1e-3), wordings=CAPTIONS),
+    Round(Schedule(steps=2500, batch=32, learning_rate=1e-3, horizon=4000), wordings=CAPTIONS, taught=True),
+    Round(Schedule(steps=3000, batch=32, learning_rate=8e-4, warmup=150), wordings=CAPTIONS),
     # One wording: what bits change is then what a caption says, not how it says it.
-    Round(Schedule(steps=3000, batch=32, learning_rate=8e-4, warmup=150), wordings=1),
+    Round(Schedule(steps=1000, batch=32, learning_rate=4e-4, warmup=100), wordings=1),
 )
 ITM = Schedule(steps=2000, batch=32, learning_rate=8e-4)
 
@@ -43,7 +44,8 @@ def save(model: PreTrainedModel, processor: Blip2Processor, folder: Path) -> Non
     path = folder / "tokenizer_config.json"
     described = json.loads(path.read_text()) | {"tokenizer_class": "PreTrainedTokenizerFast"}
     # transformers 5 writes a list under a name where transformers 4 wants a mapping; both read the older name.
-    described["additional_special_tokens"] = described.pop("extra_special_tokens")
+    listed = described.pop("extra_special_tokens", None)
+    described["additional_special_tokens"] = listed or described["additional_special_tokens"]
     path.write_text(json.dumps(described, indent=2) + "\n")
 
 

@@ -60,10 +60,12 @@ class Round:
     Attributes:
         schedule: of the round.
         wordings: how many of a scene's captions it is taught.
+        taught: whether also the questions that no data set asks.
     """
 
     schedule: Schedule
     wordings: int
+    taught: bool = False
 
 
 def train_blip2(
@@ -77,8 +79,9 @@ def train_blip2(
 ) -> Blip2ForConditionalGeneration:
     """Captions and questions together, with the auxiliary losses beside them, in rounds with warm restarts.
 
-    A single long round stays on a plateau where the queries do not tell all shapes and places apart; the second
-    round, with new auxiliary heads and their losses strong again, leaves it.
+    One long round stays on a plateau where the queries do not tell all shapes and places apart; a second round, with
+    new auxiliary heads and their losses strong again, leaves it. Without the taught questions in the first round, two
+    attempts did not leave it in 4,000 steps.
     """
     torch.manual_seed(seed + 1)
     model = make_blip2()
@@ -112,10 +115,10 @@ def train_round(
 
     def losses(step: int) -> dict[str, Tensor]:
         scenes = draw_scenes(first + step, schedule.batch, BLIP2_STREAM)
-        batch = text_batch(scenes, tokenizer, rng, asked=ASKED, wordings=round_.wordings)
+        batch = text_batch(scenes, tokenizer, rng, asked=ASKED, wordings=round_.wordings, taught=round_.taught)
         labels, grounds = (t.to(device) for t in slot_labels(scenes))
         patches, queries, caption, answer = packed_losses(model, pixels(scenes).to(device), batch)
-        early = max(0.2, 1 - step / schedule.steps)
+        early = schedule.early(step)
         return {
             "caption": caption,
             "answer": answer,

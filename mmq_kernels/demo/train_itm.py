@@ -47,7 +47,7 @@ def train_itm(
         ids, mask = (t.to(device) for t in _texts(scenes, tokenizer, rng))
         queries, similarity = _similarity(model, image, ids, mask)
         contrastive = _contrastive(similarity, scenes)
-        early = max(0.2, 1 - 2 * step / schedule.steps)
+        early = schedule.early(step)
         return {
             "contrastive": contrastive,
             "matching": _matching(model, image, ids, mask, similarity.detach(), scenes, rng),

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tiny_vlms import KINDS, assert_same_outputs, make
 
-from mmq_kernels import QuantLinear
+from mmq_kernels import QuantLinear, _native
 from mmq_kernels.checkpoint import CheckpointError, disk_bytes, load, quantize_folder, save
 from mmq_kernels.checkpoint.skeleton import parameters_on_meta
 from mmq_kernels.models import quantize_model
@@ -143,12 +143,17 @@ torch.set_num_threads(1)
 source, small, out = map(Path, sys.argv[1:])
 quantize_folder(small, out.with_name("warm"), "all=rtn:4:g64")
 before = resident("VmRSS:")
+try:
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of the imports
+except OSError:
+    pass
 quantize_folder(source, out, "all=rtn:4:g64", max_shard_bytes=2_000_000)
 print(resident("VmHWM:") - before)
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs /proc to measure resident memory")
+@pytest.mark.skipif(not _native.available(), reason="packing in plain torch works in memory of its own")
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     model = make("opt")
     save(model, tmp_path / "small")

@@ -180,3 +180,24 @@ def test_every_colour_and_shape_is_used() -> None:
     things = [thing for seed in range(200) for thing in make_scene(seed).objects]
     assert {thing.color for thing in things} == set(COLORS)
     assert {thing.shape for thing in things} == set(SHAPES)
+
+
+def test_what_is_only_taught_is_right_and_never_asked() -> None:
+    found: Counter[str] = Counter()
+    for seed in range(300):
+        scene = make_scene(seed)
+        for question in questions(scene, 8, random.Random(seed), taught=True):
+            found[question.kind] += 1
+            if question.kind == "same":
+                attribute = question.text.rstrip("?").split()[-1]
+                values = {getattr(thing, attribute) for thing in scene.objects}
+                assert question.answer == "yes" or len(values) > 1
+            if question.kind == "relation" and len(scene.objects) == 2:
+                first, second = question.text.removeprefix("is the ").rstrip("?").split(" of the ")
+                side = first.split()[-1]
+                left = scene.objects[0]
+                named = [word for word in first.split()[:-1] if word != "object"]
+                is_left = all(word in left.name.split() for word in named)
+                assert question.answer == ("yes" if is_left == (side == "left") else "no"), (scene, question)
+    assert found["same"] > 50
+    assert found["relation"] > 100

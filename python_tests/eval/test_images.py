@@ -30,7 +30,7 @@ def test_bad_images_are_named(tmp_path: Path) -> None:
 def test_truncated_jpeg_is_named(tmp_path: Path) -> None:
     whole = write_image(tmp_path / "whole.jpg", seed=1)
     (tmp_path / "half.jpg").write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
-    with pytest.raises(DataError, match=r"half\.jpg is a damaged image"):
+    with pytest.raises(DataError, match=r"half\.jpg is (a damaged|no) image"):
         open_image(tmp_path / "half.jpg")
 
 

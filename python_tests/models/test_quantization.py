@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import weakref
 
 import pytest
 import torch
@@ -143,19 +144,12 @@ def test_a_tied_head_is_untied_on_purpose() -> None:
 
 def test_no_float_copy_of_a_quantized_weight_is_alive() -> None:
     model = make("opt")
-    shapes = {
-        tuple(m.weight.shape) for n, m in model.named_modules() if isinstance(m, nn.Linear) and "lm_head" not in n
-    }
-    keep = {id(p) for p in model.parameters()}
+    weights = {n: m.weight for n, m in model.named_modules() if isinstance(m, nn.Linear) and "lm_head" not in n}
+    alive = {n: [weakref.ref(w), weakref.ref(w.untyped_storage())] for n, w in weights.items()}
+    del weights
     quantize_model(model, "all=gptq:4:g16", batches(model))
     gc.collect()
-    parameters = {id(p) for p in model.parameters()}
-    alive = [
-        t
-        for t in gc.get_objects()
-        if isinstance(t, torch.Tensor) and t.is_floating_point() and not t.is_meta and tuple(t.shape) in shapes
-    ]
-    assert not [tuple(t.shape) for t in alive if id(t) not in parameters and id(t) in keep]
+    assert not [n for n, references in alive.items() if any(reference() is not None for reference in references)]
     linears = [m for n, m in model.named_modules() if type(m) is nn.Linear]
     assert len(linears) == 1  # the head
 
