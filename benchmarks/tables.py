@@ -79,7 +79,8 @@ def demo() -> str:
 def _scored(row: Row, key: str) -> str:
     change = row["changes"].get(key)
     star = "*" if change and (change["low"] > 0 or change["high"] < 0) else ""
-    return f"{row['metrics'][key]:.3f}{star}"
+    digits = 4 if "nll" in key else 3
+    return f"{row['metrics'][key]:.{digits}f}{star}"
 
 
 def gemm() -> str:

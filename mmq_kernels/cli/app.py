@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 
 import typer
+from transformers.utils import logging
 
 from mmq_kernels.cli import demo, evaluate, info, quantize
 
@@ -34,9 +34,9 @@ def run(arguments: list[str]) -> int:
     """
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     if not debug:
         warnings.filterwarnings("ignore", category=FutureWarning)
+        logging.set_verbosity_error()
     try:
         code = app(arguments or ["--help"], standalone_mode=False)
     except KeyboardInterrupt:

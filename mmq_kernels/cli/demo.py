@@ -60,7 +60,9 @@ def _print(report: dict[str, Any], out: Path) -> None:
 
 
 def _cell(row: dict[str, Any], key: str, wide: bool) -> str:
-    value = f"{row['metrics'][key]:.3f}"
+    from mmq_kernels.demo.report import COLUMNS
+
+    value = COLUMNS[key].shown(row["metrics"][key])
     change = row["changes"].get(key)
     if not change:
         return value

@@ -22,6 +22,10 @@ class Column:
     task: str
     metric: str
 
+    def shown(self, value: float) -> str:
+        """The value with as many digits as its metric is worth."""
+        return f"{value:.4f}" if self.metric == "nll" else f"{value:.3f}"
+
 
 COLUMNS = {
     "cider": Column("CIDEr", "caption", "cider"),
@@ -92,7 +96,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _cell(row: dict[str, Any], key: str) -> str:
-    value = f"{row['metrics'][key]:.3f}"
+    value = COLUMNS[key].shown(row["metrics"][key])
     change = row["changes"].get(key)
     around = f"<small>{change['value']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]</small>" if change else ""
     return f"<td>{value}{around}</td>"

@@ -7,7 +7,11 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +24,9 @@ from mmq_kernels.demo import weights_folder
 from mmq_kernels.demo.report import COLUMNS, write_report
 from mmq_kernels.demo.variants import Variant
 from mmq_kernels.demo.world import WorldSize, write_world
-from mmq_kernels.eval.calibration import CalibrationData, CalibrationSource
+from mmq_kernels.eval.calibration import CalibrationSource
 from mmq_kernels.models import component_prefixes, quantize_model
 
-CALIBRATION_SAMPLES = 128
 OPTIONS = evaluation.EvalOptions(batch_size=100, meteor=False, top_k=4)
 """The study's protocol, but for METEOR (a Java process a row) and for 4 candidates re-ranked instead of 128."""
 
@@ -34,49 +37,6 @@ EXAMPLES = 8
 """Images shown on the HTML page."""
 
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass
-class Subject:
-    """One of the miniatures: the model as trained, what it is calibrated on and what it is scored on."""
-
-    model: nn.Module
-    processor: Any
-    calibration: CalibrationSource
-    prepared: dict[str, evaluation.Prepared]
-
-    def __post_init__(self) -> None:
-        self.components = tuple(component_prefixes(self.model))
-        self._batches: list[dict[str, Any]] = []
-        self._outcomes: dict[str, Outcome] = {}
-
-    def outcome(self, variant: Variant) -> Outcome:
-        """Scores of a variant; what does not touch this model is measured once."""
-        recipe = variant.recipe(self.components)
-        if recipe not in self._outcomes:
-            self._outcomes[recipe] = self._measure(recipe)
-        return self._outcomes[recipe]
-
-    def _measure(self, recipe: str) -> Outcome:
-        model = self.model
-        started = time.perf_counter()
-        layers: list[dict[str, Any]] = []
-        if recipe:
-            model = copy.deepcopy(model)
-            layers = quantize_model(model, recipe, self._calibrated(recipe)).to_json()["layers"]
-        quantized = time.perf_counter()
-        results = {
-            task: evaluation.evaluate_prepared(model, data, options=OPTIONS) for task, data in self.prepared.items()
-        }
-        size = evaluation.model_size(model, component_prefixes(model))
-        return Outcome(results, size, layers, quantized - started, time.perf_counter() - quantized)
-
-    def _calibrated(self, recipe: str) -> list[dict[str, Any]]:
-        if "gptq" not in recipe:
-            return []
-        if not self._batches:
-            self._batches = self.calibration.batches(self.model, self.processor)
-        return self._batches
 
 
 @dataclass(frozen=True)
@@ -90,21 +50,35 @@ class Outcome:
     evaluate_seconds: float
 
 
+@dataclass(frozen=True)
+class Subject:
+    """One of the miniatures, and what it is calibrated and scored on: pairs of a task and its folder in the world."""
+
+    name: str
+    tasks: tuple[tuple[str, str], ...]
+
+
+WRITER = Subject("blip2", (("caption", "coco"), ("vqa", "vqav2")))
+MATCHER = Subject("blip2-itm", (("retrieval", "flickr30k"),))
+
+
 def run_demo(
     out: str | Path,
     variants: Sequence[Variant],
     *,
     size: WorldSize = WorldSize(),  # noqa: B008 (frozen)
     seed: int = 0,
+    calibration_samples: int = 128,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Score every variant on captioning, question answering and retrieval.
+    """Score every variant on captioning, question answering and retrieval, the two models side by side.
 
     Args:
         out: folder for the world, ``results.json`` and ``index.html``.
         variants: the first is the one that the others are compared with.
         size, seed: of the world.
-        progress: told (variants done, in all, name).
+        calibration_samples: of GPTQ, for each model.
+        progress: told (measurements done, in all, what).
 
     Returns:
         What ``results.json`` holds: one object a variant under "rows".
@@ -113,23 +87,20 @@ def run_demo(
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     world = write_world(out / "world", seed=seed, size=size)
-    writer, matcher = _subjects(world, seed)
+    settings = _Settings(world, seed, calibration_samples, threads=_threads())
+    outcomes = _measure_all(variants, settings, progress)
     rows: list[dict[str, Any]] = []
     base: dict[str, evaluation.EvalResult] = {}
-    for i, variant in enumerate(variants):
-        if progress:
-            progress(i, len(variants), variant.name)
-        told, matched = writer.outcome(variant), matcher.outcome(variant)
+    for variant in variants:
+        told, matched = (outcomes[subject, _recipe(variant, subject)] for subject in (WRITER, MATCHER))
         results = {**told.results, **matched.results}
         base = base or results
         rows.append(_row(variant, told, matched, results, base, world))
-    if progress:
-        progress(len(variants), len(variants), "done")
     report = {
         "rows": rows,
         "samples": {task: result.samples for task, result in base.items()},
         "seconds": time.perf_counter() - started,
-        "threads": torch.get_num_threads(),
+        "threads": settings.threads,
         "seed": seed,
         "versions": base["caption"].versions,
         "settings": {task: result.settings for task, result in base.items()},
@@ -141,29 +112,112 @@ def run_demo(
     return report
 
 
-def _subjects(world: Path, seed: int) -> tuple[Subject, Subject]:
-    """The captioning and answering model, and the retrieving one."""
-    halves = CALIBRATION_SAMPLES // 2
-    told = (
-        CalibrationData("caption", world / "coco", halves, seed),
-        CalibrationData("vqa", world / "vqav2", CALIBRATION_SAMPLES - halves, seed),
-    )
-    matched = (CalibrationData("retrieval", world / "flickr30k", CALIBRATION_SAMPLES, seed),)
-    writer = _subject("blip2", told, {"caption": world / "coco", "vqa": world / "vqav2"})
-    return writer, _subject("blip2-itm", matched, {"retrieval": world / "flickr30k"})
+# --- measuring, in a process a model ----------------------------------------------------------------------------------
 
 
-def _subject(name: str, calibration: tuple[CalibrationData, ...], tasks: dict[str, Path]) -> Subject:
-    folder = weights_folder(name)
-    processor = checkpoint.load_processor(folder)
-    prepared = {
-        task: evaluation.prepare(
-            task, data, processor, captions_per_image=CAPTIONS_PER_IMAGE if task == "retrieval" else None
-        )
-        for task, data in tasks.items()
+@dataclass(frozen=True)
+class _Settings:
+    """What a measurement depends on beside the model and the recipe."""
+
+    world: Path
+    seed: int
+    calibration_samples: int
+    threads: int
+
+
+def _threads() -> int:
+    """Threads a process: half the cores, since two processes share them; small matrices feed no more than four."""
+    return max(1, min(4, torch.get_num_threads() // 2))
+
+
+def _measure_all(
+    variants: Sequence[Variant], settings: _Settings, progress: Progress | None
+) -> dict[tuple[Subject, str], Outcome]:
+    """The outcome of every model under every recipe; variants that leave a model alone share one."""
+    asked = {(subject, _recipe(variant, subject)): variant for variant in variants for subject in (WRITER, MATCHER)}
+    outcomes: dict[tuple[Subject, str], Outcome] = {}
+    with ExitStack() as stack:
+        workers = {
+            subject: stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
+            for subject in (WRITER, MATCHER)
+        }
+        futures = {workers[key[0]].submit(_measure, *key, settings): key for key in asked}
+        try:
+            for future in as_completed(futures):
+                key = futures[future]
+                outcomes[key] = future.result()
+                if progress:
+                    progress(len(outcomes), len(asked), f"{key[0].name}: {asked[key].name}")
+        except BaseException:
+            for worker in workers.values():
+                worker.shutdown(wait=False, cancel_futures=True)
+            raise
+    return outcomes
+
+
+def _recipe(variant: Variant, subject: Subject) -> str:
+    """What a variant does to a model, which may lack some components."""
+    return variant.recipe(_loaded(subject.name).components)
+
+
+def _measure(subject: Subject, recipe: str, settings: _Settings) -> Outcome:
+    """Quantize a copy of the model and score it."""
+    torch.set_num_threads(settings.threads)
+    loaded = _loaded(subject.name)
+    model = loaded.model
+    started = time.perf_counter()
+    layers: list[dict[str, Any]] = []
+    if recipe:
+        model = copy.deepcopy(model)
+        batches = _batches(subject, settings) if "gptq" in recipe else []
+        layers = quantize_model(model, recipe, batches).to_json()["layers"]
+    quantized = time.perf_counter()
+    results = {
+        task: evaluation.evaluate_prepared(model, data, options=OPTIONS)
+        for task, data in _prepared(subject, settings).items()
     }
+    size = evaluation.model_size(model, component_prefixes(model))
+    return Outcome(results, size, layers, quantized - started, time.perf_counter() - quantized)
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    model: nn.Module
+    processor: Any
+    components: tuple[str, ...]
+
+
+@cache
+def _loaded(name: str) -> _Loaded:
+    folder = weights_folder(name)
     model = checkpoint.load(folder, dtype=torch.float32)
-    return Subject(model, processor, CalibrationSource(calibration), prepared)
+    return _Loaded(model, checkpoint.load_processor(folder), tuple(component_prefixes(model)))
+
+
+@cache
+def _prepared(subject: Subject, settings: _Settings) -> dict[str, evaluation.Prepared]:
+    return {
+        task: evaluation.prepare(
+            task,
+            settings.world / folder,
+            _loaded(subject.name).processor,
+            captions_per_image=CAPTIONS_PER_IMAGE if task == "retrieval" else None,
+        )
+        for task, folder in subject.tasks
+    }
+
+
+@cache
+def _batches(subject: Subject, settings: _Settings) -> list[dict[str, Any]]:
+    """Calibration batches; the tasks of a model share the samples as evenly as possible."""
+    entries = [f"{task}:{settings.world / folder}" for task, folder in subject.tasks]
+    source = CalibrationSource.parse(entries, settings.calibration_samples, settings.seed)
+    assert source is not None
+    loaded = _loaded(subject.name)
+    return source.batches(loaded.model, loaded.processor)
+
+
+# --- rows -------------------------------------------------------------------------------------------------------------
 
 
 def _row(

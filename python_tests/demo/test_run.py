@@ -30,12 +30,7 @@ VARIANTS = [
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     out = tmp_path_factory.mktemp("demo") / "out"
-    patch = pytest.MonkeyPatch()
-    patch.setattr(demo_run, "CALIBRATION_SAMPLES", 16)
-    try:
-        return out, run_demo(out, VARIANTS, size=SMALL)
-    finally:
-        patch.undo()
+    return out, run_demo(out, VARIANTS, size=SMALL, calibration_samples=16)
 
 
 def test_results_hold_a_row_a_variant(demo: tuple[Path, dict[str, Any]]) -> None:
