@@ -38,9 +38,10 @@ COLUMNS = {
 """The table's metrics by their key in a row. Lower is better for the two NLL, higher for the rest."""
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1100px; padding: 0 1rem; color: #222 }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 1500px; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .3rem .7rem; text-align: right }
-th:first-child, td:first-child { text-align: left } tr:nth-child(even) { background: #f4f6f8 }
+td small { white-space: nowrap } tr:nth-child(even) { background: #f4f6f8 }
+th:first-child, td:first-child { text-align: left }
 th { border-bottom: 2px solid #888 } small { color: #666; display: block }
 .sample { display: flex; gap: 1.5rem; margin: 1.5rem 0; align-items: flex-start }
 .sample img { width: 192px; height: 192px; image-rendering: pixelated; border: 1px solid #ccc }
@@ -120,6 +121,9 @@ def _against_size(rows: Sequence[dict[str, Any]], key: str) -> go.Figure:
     figure.update_layout(
         title=f"{heading} against size", xaxis_title="bits per weight", yaxis_title=heading, height=380
     )
+    figure.update_xaxes(type="log", dtick="D1")
+    if COLUMNS[key].metric == "nll":
+        figure.update_yaxes(type="log", dtick=1)
     return figure
 
 
@@ -132,6 +136,7 @@ def _by_component(rows: Sequence[dict[str, Any]]) -> go.Figure:
         headings = [column.heading for column in COLUMNS.values()]
         figure.add_trace(go.Bar(x=headings, y=kept, name=escape(row["name"])))
     figure.update_layout(title="One component low, the rest as trained: ratio to fp32", barmode="group", height=380)
+    figure.update_yaxes(type="log")
     return figure
 
 
