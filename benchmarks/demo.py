@@ -27,7 +27,11 @@ def main() -> None:
     about = provenance()
     variants = all_variants() if options.full else standard_variants()
     report = run_demo(options.out, variants, progress=lambda done, total, what: print(f"{done}/{total} {what}"))
-    about |= {"samples": report["samples"], "seconds": round(report["seconds"], 1)}
+    about |= {
+        "threads_a_process": report["threads"],
+        "samples": report["samples"],
+        "seconds": round(report["seconds"], 1),
+    }
     lines = [
         {key: row[key] for key in KEPT}
         | {"quantize_seconds": round(row["quantize_seconds"], 2), "evaluate_seconds": round(row["evaluate_seconds"], 2)}

@@ -61,7 +61,8 @@ def demo() -> str:
         f"**What low bits cost** the demo's models: {samples['caption']} captions, {samples['vqa']} questions, a "
         f"gallery of {samples['retrieval']}; group 64 but for uniform (per tensor); a star marks a difference to fp32 "
         "whose paired 95% bootstrap interval leaves out zero; NLL in nats per reference token, lower is better; bits "
-        "per weight of all that the BLIP-2 holds, float embeddings and norms among it.\n\n"
+        "per weight of all that the BLIP-2 holds, float embeddings and norms among it; captions/s while the other "
+        "model is scored in a second process, half the threads each.\n\n"
     )
     body = [
         [

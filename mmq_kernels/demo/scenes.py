@@ -321,5 +321,6 @@ _ASKERS = (
 )
 
 _TAUGHT = (*_ASKERS, *(_relation,) * 2, _same)
-"""Relations and comparisons stay near chance at this size, so no data set asks them; but a model that is taught them
-learns sooner which object is where."""
+"""Relations and comparisons stayed at chance (see the weights' README), so no data set asks them; the first round of
+training did, and its vocabulary has their words.
+"""

@@ -79,9 +79,7 @@ def train_blip2(
 ) -> Blip2ForConditionalGeneration:
     """Captions and questions together, with the auxiliary losses beside them, in rounds with warm restarts.
 
-    One long round stays on a plateau where the queries do not tell all shapes and places apart; a second round, with
-    new auxiliary heads and their losses strong again, leaves it. Two attempts without the taught questions in the
-    first round had not left it after 4,000 and 3,400 steps.
+    Why rounds, and why these, is what was tried and not what was proved: the weights' README lists the attempts.
     """
     torch.manual_seed(seed + 1)
     model = make_blip2()

@@ -148,11 +148,11 @@ METRICS = {
 
 @pytest.mark.parametrize("rule", ["3:channel", "2:g64"])
 def test_gptq_beats_rounding_on_every_task(rule: str, scores: Any) -> None:
-    """At 3 bits both answer a sample of this size nearly alike: there the likelihood tells them apart."""
+    """Never behind, and ahead where there is room: at 3 bits the likelihood alone has to tell them apart."""
     for name, metrics in METRICS.items():
         rtn, gptq = (scores(name, f"all={method}:{rule}")[0] for method in ("rtn", "gptq"))
         ahead = {m: (rtn[m] - gptq[m]) if "nll" in m else (gptq[m] - rtn[m]) / max(rtn[m], 1) for m in metrics}
-        assert min(ahead.values()) > -0.005, (ahead, rtn, gptq)
+        assert min(ahead.values()) >= 0, (ahead, rtn, gptq)
         clear = ahead if rule == "2:g64" else {m: value for m, value in ahead.items() if "nll" in m}
         assert all(value > 0 for value in clear.values()), (ahead, rtn, gptq)
 
