@@ -26,6 +26,11 @@ CXX_FLAGS = (
     "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -fopenmp -Wall -Wextra"
 )
 
+NVCC_FLAGS = (
+    # As for the CPU: what is rounded once stays rounded once; kernels say fmaf where they mean it.
+    "-std=c++17 -O3 -fmad=false -Xcompiler -fPIC,-fvisibility=hidden"
+)
+
 
 def choice(name: str, values: tuple[str, ...]) -> str:
     """Environment variable `name`, the first of `values` where it is not set."""
@@ -112,7 +117,7 @@ class BuildNative(build_ext):
         # must not recompile for that. -MMD lists no system headers, so build_config.h comes by -I.
         flags = " ".join([f"-I{escape(build)}", *(f"-isystem {escape(folder)}" for folder in includes)])
         link = "-shared -fopenmp -Wl,--as-needed"
-        sources = sorted((ROOT / "csrc").glob("*.cpp")) + sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
+        sources = [ROOT / "csrc" / "bindings.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
         lines = [
             f"cxx = {os.environ.get('CXX') or 'c++'}",
             "rule cxx",
@@ -128,13 +133,15 @@ class BuildNative(build_ext):
             codes.append(f"-gencode arch=compute_{archs[-1]},code=compute_{archs[-1]}")
             lines += [
                 "rule nvcc",
-                f"  command = {escape(nvcc)} -ccbin $cxx -MD -MF $out.d -std=c++17 -O3 -Xcompiler"
-                f" -fPIC,-fvisibility=hidden {' '.join(codes)} -c $in -o $out",
+                f"  command = {escape(nvcc)} -ccbin $cxx -MD -MF $out.d {NVCC_FLAGS} {' '.join(codes)} -c $in -o $out",
                 "  depfile = $out.d",
                 "  deps = gcc",
                 "  description = nvcc $in",
             ]
-            sources += sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+            # Longest first: the products take minutes, the rest fills up the cores.
+            cuda = sorted((ROOT / "csrc" / "cuda").glob("*.cu"), key=lambda path: (path.stem[-3:] != "bit", path))
+            hosts = [ROOT / "csrc" / "bindings_cuda.cpp", *sorted((ROOT / "csrc" / "cuda").glob("*.cpp"))]
+            sources = [*cuda, *sources, *hosts]
             # Hidden: torch may hold a CUDA runtime of its own.
             link += f" -L{escape(runtime)} -Wl,--exclude-libs,ALL"
         libraries = "-lcudart_static -ldl -lrt -lpthread" if toolkit else ""

@@ -11,8 +11,9 @@ import argparse
 import json
 from pathlib import Path
 
-from record import RESULTS, append, provenance
+from tables import RESULTS
 
+from mmq_kernels.bench.record import append, provenance
 from mmq_kernels.demo.run import run_demo
 from mmq_kernels.demo.variants import all_variants, standard_variants
 

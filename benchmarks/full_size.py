@@ -26,17 +26,17 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from record import RESULTS, append, provenance
+from tables import RESULTS
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
-    Blip2Config,
     Blip2ForConditionalGeneration,
     Blip2Processor,
     BlipImageProcessor,
-    OPTConfig,
     PreTrainedTokenizerFast,
 )
 
+from mmq_kernels.bench.models import IMAGE_TOKEN, QUERIES, VOCABULARY, blip2_config
+from mmq_kernels.bench.record import append, provenance
 from mmq_kernels.checkpoint import disk_bytes, load, load_processor, quantize_checkpoint
 from mmq_kernels.checkpoint.folder import write_config, written_beside
 from mmq_kernels.checkpoint.format import describe
@@ -46,51 +46,7 @@ from mmq_kernels.checkpoint.skeleton import parameters_on_meta, places, tied_nam
 RECIPE = "all=rtn:4:g128"
 PEAK_BOUND_BYTES = 6_000_000_000
 DISK_BOUND_BYTES = 2_300_000_000
-VOCABULARY = 50304
-IMAGE_TOKEN = 50265
-QUERIES = 32
 SHARD_BYTES = 2_000_000_000
-
-
-def config() -> Blip2Config:
-    """BLIP-2 with ViT-g and OPT-2.7b, as published."""
-    vision = {
-        "hidden_size": 1408,
-        "intermediate_size": 6144,
-        "num_hidden_layers": 39,
-        "num_attention_heads": 16,
-        "image_size": 224,
-        "patch_size": 14,
-        "qkv_bias": True,
-    }
-    qformer = {
-        "vocab_size": 30522,
-        "hidden_size": 768,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 12,
-        "intermediate_size": 3072,
-        "cross_attention_frequency": 2,
-        "encoder_hidden_size": 1408,
-    }
-    text = OPTConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=2560,
-        ffn_dim=10240,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        word_embed_proj_dim=2560,
-        max_position_embeddings=2048,
-        pad_token_id=1,
-        bos_token_id=2,
-        eos_token_id=50118,
-    )
-    return Blip2Config(
-        vision_config=vision,
-        qformer_config=qformer,
-        text_config=text.to_dict(),
-        num_query_tokens=QUERIES,
-        image_token_index=IMAGE_TOKEN,
-    )
 
 
 def processor() -> Blip2Processor:
@@ -111,7 +67,7 @@ def processor() -> Blip2Processor:
 def build(folder: Path) -> dict[str, Any]:
     """Write the unquantized model tensor by tensor, without ever holding it."""
     with parameters_on_meta():
-        model = Blip2ForConditionalGeneration(config())
+        model = Blip2ForConditionalGeneration(blip2_config())
     aliases = tied_names(model)
     generator = torch.Generator().manual_seed(0)
     weights = 0

@@ -17,6 +17,11 @@ BEGIN = "<!-- tables: begin (written by `python benchmarks/tables.py`) -->\n"
 END = "<!-- tables: end -->\n"
 Row = dict[str, Any]
 
+GPU_BITS = (8, 4, 3, 2)
+GPU_TOKENS = (1, 16, 64, 257, 1024, 4096)
+GPU_SIZE = 8192
+"""The GPU's table, which `bench_gpu.py` measures: GPU_SIZE x GPU_SIZE, group 128, against fp16."""
+
 _METRICS = {
     "cider": "CIDEr",
     "nll": "caption NLL",
@@ -49,6 +54,9 @@ def table(heading: list[str], rows: list[list[str]]) -> str:
 
 def source(row: Row) -> str:
     """Where a table's numbers come from."""
+    if "gpu" in row:
+        machine = f"{row['gpu']}, driver {row['driver']}, CUDA {row['cuda']}"
+        return f"`{row['command']}` on {machine}, torch {row['torch']}, at {row['commit']}."
     return f"`{row['command']}` on {row['cpu']}, {row['threads']} threads, torch {row['torch']}, at {row['commit']}."
 
 
@@ -103,6 +111,29 @@ def gemm() -> str:
     return text + table(["", *(f"m = {m}" for m in tokens)], body) + "\n" + source(last) + "\n"
 
 
+def gpu() -> str:
+    """Empty cells, and a line that says so, for what no results file holds."""
+    rows = [row for row in read("gpu") if _in_gpu_table(row)]
+    run = ("command", "commit", "gpu", "date")
+    rows = [row for row in rows if all(row[key] == rows[-1][key] for key in run)]
+    found = {(row["bits"], row["m"]): f"{row['x_torch_fp16']:.2f}x" for row in rows}
+    body = [[f"{bits} bits", *(found.get((bits, m), "") for m in GPU_TOKENS)] for bits in GPU_BITS]
+    text = (
+        f"**GPU, {GPU_SIZE} x {GPU_SIZE}, group 128**: speed of the packed linear over torch's fp16 linear in the same "
+        "run (ratio of medians), by tokens m.\n\n"
+    )
+    lines = [source(rows[-1])] if rows else []
+    if len(found) < len(GPU_BITS) * len(GPU_TOKENS):
+        lines.append("Empty cells were not measured: no GPU has run this commit.")
+    return text + table(["", *(f"m = {m}" for m in GPU_TOKENS)], body) + "\n" + "\n\n".join(lines) + "\n"
+
+
+def _in_gpu_table(row: Row) -> bool:
+    expected = {"bench": "gemm", "n": GPU_SIZE, "k": GPU_SIZE, "group": 128, "activation": "none", "dtype": "fp16"}
+    inside = row.get("bits") in GPU_BITS and row.get("m") in GPU_TOKENS
+    return inside and all(row.get(key) == value for key, value in expected.items())
+
+
 def gptq() -> str:
     rows = newest([row for row in read("cpu") if row["bench"] == "gptq"], "n", "k")
     if not rows:
@@ -142,7 +173,7 @@ def updated(readme: str) -> str:
     """README with its tables as the results say."""
     head, rest = readme.split(BEGIN)
     tail = rest.split(END)[1]
-    parts = [part for part in (demo(), gemm(), gptq(), full_size()) if part]
+    parts = [part for part in (demo(), gpu(), gemm(), gptq(), full_size()) if part]
     return head + BEGIN + "\n" + "\n".join(parts) + "\n" + END + tail
 
 

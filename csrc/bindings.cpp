@@ -3,15 +3,12 @@
 // would corrupt memory.
 #include <pybind11/pybind11.h>
 
-#include <algorithm>
-#include <stdexcept>
 #include <string>
 
-#include "common/args.h"
-#include "common/layout.h"
+#include "bindings.h"
+#include "build_config.h"
 #include "cpu/kernels.h"
 #include "cpu/packing.h"
-#include "build_config.h"
 #ifdef MMQ_CUDA_ARCHS
 #include "cuda/device.h"
 #endif
@@ -20,44 +17,6 @@ namespace py = pybind11;
 
 namespace mmq {
 namespace {
-
-using Address = uintptr_t;
-
-template <class T>
-T* pointer(Address address) {
-    return reinterpret_cast<T*>(address);
-}
-
-template <class T>
-void require(bool condition, const char* name, const char* requirement, T got) {
-    if (condition) return;
-    throw std::invalid_argument(std::string(name) + " must be " + requirement + ", got " +
-                                std::to_string(got));
-}
-
-void check(int bits, int64_t n, int64_t k, int threads) {
-    require(bits >= 2 && bits <= 8, "bits", "from 2 to 8", bits);
-    require(n >= 0, "n", "at least 0", n);
-    require(k >= 0, "k", "at least 0", k);
-    require(threads >= 1, "threads", "at least 1", threads);
-}
-
-// -1 stands for the whole row.
-int64_t group_columns(int64_t group_size, int64_t k) {
-    require(group_size == -1 || (group_size > 0 && group_size % kUnitColumns == 0), "group_size",
-            "-1 or a positive multiple of 8", group_size);
-    return group_size == -1 ? std::max<int64_t>(k, 1) : group_size;
-}
-
-Dtype dtype_of(int code, const char* name) {
-    require(code >= 0 && code <= 2, name, "0 (float32), 1 (float16) or 2 (bfloat16)", code);
-    return static_cast<Dtype>(code);
-}
-
-Activation activation_of(int code) {
-    require(code >= 0 && code <= 5, "activation", "from 0 to 5", code);
-    return static_cast<Activation>(code);
-}
 
 Weight weight_of(int bits, int64_t group_size, int64_t n, int64_t k, Address words, Address scale,
                  int scale_dtype, Address zero) {
@@ -216,8 +175,8 @@ py::dict cuda_answer() {
     py::dict answer;
     py::list devices;
 #ifdef MMQ_CUDA_ARCHS
-    const CudaDevices found = cuda_devices();
-    for (const CudaDevice& device : found.devices) {
+    const cuda::Devices found = cuda::devices();
+    for (const cuda::DeviceInfo& device : found.devices) {
         py::dict item;
         item["name"] = device.name;
         item["compute_capability"] = py::make_tuple(device.major, device.minor);
@@ -259,6 +218,9 @@ PYBIND11_MODULE(_C, module) {
     module.attr("cuda_archs") = MMQ_CUDA_ARCHS;
 #else
     module.attr("cuda_archs") = py::none();
+#endif
+#ifdef MMQ_CUDA_ARCHS
+    mmq::bind_cuda(module.def_submodule("cuda", "CUDA kernels"));
 #endif
     module.attr("version") = MMQ_VERSION;
 }

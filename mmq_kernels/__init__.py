@@ -37,12 +37,21 @@ _LAZY = {
 """What needs transformers is imported when it is first asked for."""
 
 
-def explain(layer: QuantLinear) -> str:
-    """Which backend serves a layer, and why it and no other."""
+def explain(layer: QuantLinear, m: int | None = None) -> str:
+    """Which backend, and which of its kernels for `m` tokens, serves a layer; and why it and no other."""
     from mmq_kernels.ops import select
 
-    choice = select("gemm", layer.device, spec=layer.spec, dtype=layer.dtype, layout=layer.layout)
-    return f"{choice.backend}: {choice.reason}"
+    choice = select(
+        "gemm",
+        layer.device,
+        spec=layer.spec,
+        dtype=layer.dtype,
+        layout=layer.layout,
+        m=m,
+        n=layer.out_features,
+        k=layer.in_features,
+    )
+    return str(choice)
 
 
 def __getattr__(name: str) -> Any:

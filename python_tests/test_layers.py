@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "mmq_kernels"
 # Highest first; layers in one tuple are equals and do not import each other.
 LAYERS = [
     ("cli",),
-    ("sweep", "demo"),
+    ("sweep", "demo", "bench"),
     ("eval",),
     ("checkpoint",),
     ("models",),

@@ -3,6 +3,13 @@
 
 #include <cstdint>
 
+// Functions that kernels for the CPU and for the GPU share.
+#ifdef __CUDACC__
+#define MMQ_BOTH __host__ __device__
+#else
+#define MMQ_BOTH
+#endif
+
 namespace mmq {
 
 enum class Dtype : int { kFloat32 = 0, kFloat16 = 1, kBFloat16 = 2 };

@@ -12,13 +12,15 @@
 
 #include <cstdint>
 
+#include "args.h"
+
 namespace mmq {
 
 constexpr int kTileRows = 16;    // rows of W in a tile of the cpu layout: one AVX-512 register
 constexpr int kUnitColumns = 8;  // columns that a kernel decodes at a time
 constexpr int kMaxPlanes = 3;
 
-constexpr int64_t ceil_div(int64_t a, int64_t b) {
+MMQ_BOTH constexpr int64_t ceil_div(int64_t a, int64_t b) {
     return (a + b - 1) / b;
 }
 
@@ -28,7 +30,7 @@ struct Planes {
     int low[kMaxPlanes];  // lowest bit of the code that the plane holds
 };
 
-constexpr Planes planes_of(int bits) {
+MMQ_BOTH constexpr Planes planes_of(int bits) {
     switch (bits) {
         case 2:
             return {1, {2, 0, 0}, {0, 0, 0}};
@@ -50,29 +52,29 @@ constexpr Planes planes_of(int bits) {
 }
 
 // 32-bit words of a dense stream of `count` codes.
-constexpr int64_t stream_words(int64_t count, int bits) {
+MMQ_BOTH constexpr int64_t stream_words(int64_t count, int bits) {
     return ceil_div(count * bits, 32);
 }
 
 // 32-bit words of one plane of a row of k codes.
-constexpr int64_t plane_words(int64_t k, int width) {
+MMQ_BOTH constexpr int64_t plane_words(int64_t k, int width) {
     return ceil_div(k * width, 32);
 }
 
 // Word rows of all planes of k columns: R.
-constexpr int64_t word_rows(int64_t k, int bits) {
+MMQ_BOTH constexpr int64_t word_rows(int64_t k, int bits) {
     const Planes planes = planes_of(bits);
     int64_t rows = 0;
     for (int p = 0; p < planes.count; ++p) rows += plane_words(k, planes.width[p]);
     return rows;
 }
 
-constexpr int64_t tiles_of(int64_t n) {
+MMQ_BOTH constexpr int64_t tiles_of(int64_t n) {
     return ceil_div(n, kTileRows);
 }
 
 // The zero point of a symmetric weight, and the value that kernels centre codes on.
-constexpr int middle_code(int bits) {
+MMQ_BOTH constexpr int middle_code(int bits) {
     return 1 << (bits - 1);
 }
 

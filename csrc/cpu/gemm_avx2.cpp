@@ -12,7 +12,7 @@
 #include "../common/args.h"
 #include "../common/layout.h"
 #include "aligned.h"
-#include "half.h"
+#include "../common/half.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "tables.h"
@@ -26,6 +26,7 @@ namespace {
 #include "vec_avx2.h"
 #include "codes_by_mask.h"
 #include "decode.inl"
+#include "../common/activation.inl"
 #include "activation.inl"
 #include "gemm.inl"
 

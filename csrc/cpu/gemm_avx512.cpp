@@ -14,7 +14,7 @@
 #include "../common/args.h"
 #include "../common/layout.h"
 #include "aligned.h"
-#include "half.h"
+#include "../common/half.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "tables.h"
@@ -28,6 +28,7 @@ namespace {
 #include "vec_avx512.h"
 #include "codes_by_table.h"
 #include "decode.inl"
+#include "../common/activation.inl"
 #include "activation.inl"
 #include "gemm.inl"
 

@@ -10,7 +10,7 @@
 #include "../common/args.h"
 #include "../common/layout.h"
 #include "aligned.h"
-#include "half.h"
+#include "../common/half.h"
 #include "kernels.h"
 #include "parallel.h"
 #include "tables.h"
@@ -21,6 +21,7 @@ namespace {
 #include "vec_scalar.h"
 #include "codes_by_mask.h"
 #include "decode.inl"
+#include "../common/activation.inl"
 #include "activation.inl"
 #include "gemm.inl"
 

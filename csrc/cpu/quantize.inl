@@ -1,53 +1,9 @@
-// Round to nearest, and one block of columns of GPTQ. For the inside of an anonymous namespace.
+// Round to nearest, and one block of columns of GPTQ. For the inside of an anonymous namespace, after common/grid.inl.
 //
-//   grid of a group   low = min(w, 0), high = max(w, 0)
-//                     span  = high - low                                     symmetric: 2 * max(-low, high)
-//                     scale = round_to(scale_dtype, span / (2^bits - 1))
-//                     zero  = clamp(rint(-low / scale), 0, 2^bits - 1)       symmetric: 2^(bits-1)
-//   code              q = clamp(rint(w / scale) + zero, 0, 2^bits - 1)
 //   GPTQ, column j    e_j = (w_j - scale * (q_j - zero)) / hinv[j, j];   w_i -= e_j * hinv[j, i] for i > j
 //   (Frantar et al., arXiv 2210.17323, algorithm 1; hinv is the upper Cholesky factor of the inverse Hessian)
 //
-// Every step is one fp32 operation rounded once, in the order that backends/reference.py has them: true
-// divisions, no fused multiply-subtract (the build says -ffp-contract=off). So all instruction sets and torch
-// agree bit for bit; the loops over 16 lanes are left to the compiler.
-
-// Nearest integer, halves to even, for |value| < 2^22: adding 1.5 * 2^23 leaves no bits for a fraction.
-inline float nearest(float value) {
-    return (value + 12582912.0f) - 12582912.0f;
-}
-
-inline float clamp_to(float value, float low, float high) {
-    value = value > low ? value : low;
-    return value < high ? value : high;
-}
-
-// The clamp before rounding changes no code (zero and codes are at most 255); `nearest` stays in its range.
-inline float encode(float weight, float scale, float zero, float max_code) {
-    return clamp_to(nearest(clamp_to(weight / scale, -1024.0f, 1024.0f)) + zero, 0.0f, max_code);
-}
-
-struct GridRule {
-    bool symmetric;
-    float max_code, middle;
-    Dtype scale_dtype;
-
-    template <class Args>
-    explicit GridRule(const Args& args)
-        : symmetric(args.symmetric),
-          max_code(static_cast<float>((1 << args.bits) - 1)),
-          middle(static_cast<float>(middle_code(args.bits))),
-          scale_dtype(args.scale_dtype) {}
-
-    // low <= 0 <= high
-    void find(float low, float high, float* scale, float* zero) const {
-        const float span = symmetric ? 2.0f * std::max(-low, high) : high - low;
-        const float rounded = round_to(span / max_code, scale_dtype);
-        *scale = span == 0.0f ? 1.0f : std::max(rounded, smallest_normal(scale_dtype));
-        *zero =
-            symmetric ? middle : clamp_to(nearest(clamp_to(-low / *scale, 0.0f, 1024.0f)), 0.0f, max_code);
-    }
-};
+// One fp32 operation at a time, as in common/grid.inl; the loops over 16 lanes are left to the compiler.
 
 // --- round to nearest ---
 

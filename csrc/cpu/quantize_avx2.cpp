@@ -8,7 +8,7 @@
 #include "../common/args.h"
 #include "../common/layout.h"
 #include "aligned.h"
-#include "half.h"
+#include "../common/half.h"
 #include "kernels.h"
 #include "parallel.h"
 
@@ -18,6 +18,7 @@
 namespace mmq {
 namespace {
 
+#include "../common/grid.inl"
 #include "quantize.inl"
 
 }  // namespace

@@ -7,13 +7,14 @@
 #include "../common/args.h"
 #include "../common/layout.h"
 #include "aligned.h"
-#include "half.h"
+#include "../common/half.h"
 #include "kernels.h"
 #include "parallel.h"
 
 namespace mmq {
 namespace {
 
+#include "../common/grid.inl"
 #include "quantize.inl"
 
 }  // namespace

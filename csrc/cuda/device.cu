@@ -1,12 +1,15 @@
 // Device query. No driver, or no device, is an answer and not an error: the module must load anywhere.
 #include "device.h"
 
-#include <cuda_runtime_api.h>
+#include <map>
+#include <mutex>
 
-namespace mmq {
+#include "runtime.cuh"
 
-CudaDevices cuda_devices() {
-    CudaDevices found{};
+namespace mmq::cuda {
+
+Devices devices() {
+    Devices found{};
     cudaRuntimeGetVersion(&found.runtime);
     cudaDriverGetVersion(&found.driver);
     int count = 0;
@@ -26,4 +29,21 @@ CudaDevices cuda_devices() {
     return found;
 }
 
-}  // namespace mmq
+const DeviceLimits& device_limits(int device) {
+    static std::mutex mutex;
+    static std::map<int, DeviceLimits> known;
+    const std::lock_guard<std::mutex> lock(mutex);
+    const auto found = known.find(device);
+    if (found != known.end()) return found->second;
+    DeviceLimits limits{};
+    check(cudaDeviceGetAttribute(&limits.multiprocessors, cudaDevAttrMultiProcessorCount, device),
+          "device query");
+    check(cudaDeviceGetAttribute(&limits.shared_per_block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device),
+          "device query");
+    check(cudaDeviceGetAttribute(&limits.shared_per_multiprocessor,
+                                 cudaDevAttrMaxSharedMemoryPerMultiprocessor, device),
+          "device query");
+    return known.emplace(device, limits).first->second;
+}
+
+}  // namespace mmq::cuda

@@ -6,6 +6,7 @@ A backend is one class in one file. Adding one is that file and one line in `_lo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from functools import cache
 from typing import ClassVar, NamedTuple
 
@@ -17,7 +18,7 @@ from mmq_kernels.spec import QuantSpec
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu")
 """Epilogues that every backend's gemm can fuse; `gelu` is the erf form, `quick_gelu` is x * sigmoid(1.702 x)."""
 
-NAMES = ("cpu", "reference")
+NAMES = ("cuda", "cpu", "reference")
 """Backends in order of preference."""
 
 
@@ -52,20 +53,51 @@ class PackedWeight(NamedTuple):
     zero: Tensor | None
 
 
+@dataclass(frozen=True)
+class Call:
+    """What is known of a call of an op before it runs; `layout`, `spec`, `m`, `n`, `k` as far as the op has them.
+
+    `op` is the name of a public op, or "prepack"; `asked` the kernel that the user insists on.
+    """
+
+    op: str
+    device: torch.device
+    dtype: torch.dtype | None = None
+    layout: str | None = None
+    spec: QuantSpec | None = None
+    m: int | None = None
+    n: int | None = None
+    k: int | None = None
+    asked: str | None = None
+
+
+class Kernel(NamedTuple):
+    """One of the ways a backend has for an op, and why it is taken; both empty where there is only one."""
+
+    name: str
+    reason: str
+
+
 class Backend(ABC):
     """One way to compute the ops. Shapes, dtypes and values are checked by `mmq_kernels.ops` before a call."""
 
     name: ClassVar[str]
     layout: ClassVar[str]
     """Name of the runtime layout that `prepack` makes."""
+    kernels: ClassVar[tuple[str, ...]] = ()
+    """Names that `kernel` gives."""
 
     @abstractmethod
     def why_unavailable(self) -> str | None:
         """Why this backend cannot be used on this machine, or None."""
 
     @abstractmethod
-    def why_not(self, op: str, device: torch.device, dtype: torch.dtype | None, layout: str | None) -> str | None:
-        """Why this backend cannot serve such a call, or None. `layout` is that of the weight, where there is one."""
+    def why_not(self, call: Call) -> str | None:
+        """Why this backend cannot serve such a call, or None."""
+
+    def kernel(self, call: Call) -> Kernel:
+        """Which of its kernels serves a call, where there is a choice."""
+        return Kernel("", "")
 
     @abstractmethod
     def runtime_shapes(self, spec: QuantSpec, n: int, k: int) -> RuntimeShapes:
@@ -89,8 +121,13 @@ class Backend(ABC):
         n: int,
         layout: str,
         activation: str,
+        perm: Tensor | None = None,
+        input_scale: Tensor | None = None,
     ) -> Tensor:
-        """``activation(x [m, k] @ W[n, k]^T + bias [n])`` in x's dtype, accumulated in fp32. x is contiguous."""
+        """``activation((x [m, k] / input_scale)[:, perm] @ W[n, k]^T + bias [n])`` in x's dtype, accumulated in fp32.
+
+        x is contiguous; `transformed` is what `perm` and `input_scale` mean.
+        """
 
     @abstractmethod
     def dequantize(
@@ -122,6 +159,27 @@ class Backend(ABC):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """One block of columns of GPTQ; see `mmq_kernels.ops.gptq_block`."""
 
+    def gptq_blocks(
+        self,
+        weight: Tensor,
+        hinv: Tensor,
+        scale: Tensor | None,
+        zero: Tensor | None,
+        spec: QuantSpec,
+        scale_dtype: torch.dtype,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same for layers ``[layers, n, B]`` of one shape, one after another unless a backend knows better."""
+        grids = [(None, None)] * len(weight) if scale is None or zero is None else list(zip(scale, zero, strict=True))
+        done = [self.gptq_block(w, h, *g, spec, scale_dtype) for w, h, g in zip(weight, hinv, grids, strict=True)]
+        return tuple(torch.stack(parts) for parts in zip(*done, strict=True))  # type: ignore[return-value]
+
+
+def transformed(x: Tensor, perm: Tensor | None, input_scale: Tensor | None) -> Tensor:
+    """``(x / input_scale)[:, perm]`` for x ``[m, k]``, the quotient rounded to x's dtype."""
+    if input_scale is not None:
+        x = x / input_scale.to(x.dtype)
+    return x if perm is None else x.index_select(1, perm)
+
 
 @cache
 def _load(name: str) -> Backend:
@@ -129,6 +187,10 @@ def _load(name: str) -> Backend:
         from mmq_kernels.backends.reference import ReferenceBackend
 
         return ReferenceBackend()
+    if name == "cuda":
+        from mmq_kernels.backends.cuda import CudaBackend
+
+        return CudaBackend()
     if name == "cpu":
         from mmq_kernels.backends.cpu import CpuBackend
 

@@ -6,14 +6,20 @@ import torch
 from torch import Tensor
 
 from mmq_kernels import _native
-from mmq_kernels.backends import ACTIVATIONS, Backend, PackedWeight, RuntimeShapes, RuntimeWeight
+from mmq_kernels.backends import (
+    ACTIVATIONS,
+    Backend,
+    Call,
+    PackedWeight,
+    RuntimeShapes,
+    RuntimeWeight,
+    transformed,
+)
+from mmq_kernels.backends.addresses import DTYPES, addresses, rows_in_memory
 from mmq_kernels.spec import QuantSpec, ceil_div
 
 TILE_ROWS = 16
 """Rows of W that the layout interleaves; `kTileRows` of csrc/common/layout.h."""
-
-DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-"""In the order of csrc/common/args.h, as `ACTIVATIONS` is."""
 
 
 class CpuBackend(Backend):
@@ -28,12 +34,12 @@ class CpuBackend(Backend):
     def why_unavailable(self) -> str | None:
         return _native.why_missing()
 
-    def why_not(self, op: str, device: torch.device, dtype: torch.dtype | None, layout: str | None) -> str | None:
+    def why_not(self, call: Call) -> str | None:
         # A layer without data yet takes the layout of the backend it is made for.
-        if device.type != "cpu" and not (op == "prepack" and device.type == "meta"):
-            return f"device is {device.type}, not cpu"
-        if layout not in (None, self.layout):
-            return f"the weight has layout {layout!r}, not {self.layout!r}"
+        if call.device.type != "cpu" and not (call.op == "prepack" and call.device.type == "meta"):
+            return f"device is {call.device.type}, not cpu"
+        if call.layout not in (None, self.layout):
+            return f"the weight has layout {call.layout!r}, not {self.layout!r}"
         return None
 
     def runtime_shapes(self, spec: QuantSpec, n: int, k: int) -> RuntimeShapes:
@@ -45,14 +51,14 @@ class CpuBackend(Backend):
         shapes = self.runtime_shapes(spec, n, k)
         words = packed.words.contiguous()
         weight = torch.empty(shapes.weight, dtype=torch.int32)
-        _native.module().prepack(*_addresses(words, weight), spec.bits, n, k, torch.get_num_threads())
+        _native.module().prepack(*addresses(words, weight), spec.bits, n, k, torch.get_num_threads())
         zero = None if packed.zero is None else _transposed_into(shapes.zero, packed.zero)
         return RuntimeWeight(weight, _transposed_into(shapes.scale, packed.scale), zero)
 
     def unprepack(self, runtime: RuntimeWeight, spec: QuantSpec, n: int, k: int) -> PackedWeight:
         weight = runtime.weight.contiguous()
         words = torch.empty(n, spec.words(k), dtype=torch.int32)
-        _native.module().unprepack(*_addresses(weight, words), spec.bits, n, k, torch.get_num_threads())
+        _native.module().unprepack(*addresses(weight, words), spec.bits, n, k, torch.get_num_threads())
         zero = None if runtime.zero is None else runtime.zero[:, : spec.words(n)].t().contiguous()
         return PackedWeight(words, runtime.scale[:, :n].t().contiguous(), zero)
 
@@ -65,14 +71,17 @@ class CpuBackend(Backend):
         n: int,
         layout: str,
         activation: str,
+        perm: Tensor | None = None,
+        input_scale: Tensor | None = None,
         isa: str = "",
     ) -> Tensor:
+        x = transformed(x, perm, input_scale)
         m, k = x.shape
         weight, scale, zero = _contiguous(runtime)
         bias = None if bias is None else bias.detach().to(x.dtype).contiguous()
         y = torch.empty(m, n, dtype=x.dtype)
         _native.module().gemm(
-            *_addresses(x, weight, scale, zero, bias, y),
+            *addresses(x, weight, scale, zero, bias, y),
             spec.bits,
             spec.group_size,
             m,
@@ -99,7 +108,7 @@ class CpuBackend(Backend):
         weight, scale, zero = _contiguous(runtime)
         out = torch.empty(n, k, dtype=dtype)
         _native.module().dequantize(
-            *_addresses(weight, scale, zero, out),
+            *addresses(weight, scale, zero, out),
             spec.bits,
             spec.group_size,
             n,
@@ -114,13 +123,13 @@ class CpuBackend(Backend):
     def pack(self, codes: Tensor, bits: int) -> Tensor:
         n, k = codes.shape
         words = torch.empty(n, QuantSpec(bits).words(k), dtype=torch.int32)
-        _native.module().pack(*_addresses(codes, words), bits, n, k, torch.get_num_threads())
+        _native.module().pack(*addresses(codes, words), bits, n, k, torch.get_num_threads())
         return words
 
     def unpack(self, words: Tensor, bits: int, k: int) -> Tensor:
         n = words.shape[0]
         codes = torch.empty(n, k, dtype=torch.uint8)
-        _native.module().unpack(*_addresses(words, codes), bits, n, k, torch.get_num_threads())
+        _native.module().unpack(*addresses(words, codes), bits, n, k, torch.get_num_threads())
         return codes
 
     def quantize_rtn(
@@ -131,7 +140,7 @@ class CpuBackend(Backend):
         scale = torch.empty(n, spec.groups(k), dtype=torch.float32)
         zero = torch.empty(n, spec.groups(k), dtype=torch.uint8)
         _native.module().quantize_rtn(
-            *_addresses(weight, codes, scale, zero),
+            *addresses(weight, codes, scale, zero),
             spec.bits,
             spec.group_size,
             spec.symmetric,
@@ -164,14 +173,14 @@ class CpuBackend(Backend):
             scale_dtype = scale.dtype
             grid_scale = scale.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
             grid_zero = zero.clone(memory_format=torch.contiguous_format)
-        weight, hinv = _rows_in_memory(weight), _rows_in_memory(hinv)
+        weight, hinv = rows_in_memory(weight), rows_in_memory(hinv)
         codes, error = torch.empty(n, columns, dtype=torch.uint8), torch.empty(n, columns)
         _native.module().gptq_block(
             weight.data_ptr(),
             max(weight.stride(0), columns),
             hinv.data_ptr(),
             max(hinv.stride(0), columns),
-            *_addresses(codes, error, grid_scale, grid_zero),
+            *addresses(codes, error, grid_scale, grid_zero),
             search,
             spec.bits,
             spec.group_size,
@@ -185,11 +194,6 @@ class CpuBackend(Backend):
         return codes, error, grid_scale.to(scale_dtype), grid_zero
 
 
-def _addresses(*tensors: Tensor | None) -> tuple[int, ...]:
-    """Where tensors lie; 0 for None."""
-    return tuple(0 if tensor is None else tensor.data_ptr() for tensor in tensors)
-
-
 def _contiguous(runtime: RuntimeWeight) -> RuntimeWeight:
     zero = None if runtime.zero is None else runtime.zero.contiguous()
     return RuntimeWeight(runtime.weight.contiguous(), runtime.scale.contiguous(), zero)
@@ -200,9 +204,3 @@ def _transposed_into(shape: tuple[int, ...], source: Tensor) -> Tensor:
     out = torch.zeros(shape, dtype=source.dtype)
     out[:, : source.shape[0]] = source.t()
     return out
-
-
-def _rows_in_memory(matrix: Tensor) -> Tensor:
-    """`matrix` itself where each of its rows is contiguous and rows do not overlap, else a contiguous copy."""
-    plain = matrix.stride(1) == 1 and (matrix.shape[0] < 2 or matrix.stride(0) >= matrix.shape[1])
-    return matrix if plain else matrix.contiguous()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmq_kernels import backends, packing
-from mmq_kernels.backends import Backend, PackedWeight, RuntimeShapes, RuntimeWeight
+from mmq_kernels.backends import Backend, Call, PackedWeight, RuntimeShapes, RuntimeWeight, transformed
 from mmq_kernels.spec import QuantSpec
 
 
@@ -19,7 +19,7 @@ class ReferenceBackend(Backend):
     def why_unavailable(self) -> str | None:
         return None
 
-    def why_not(self, op: str, device: torch.device, dtype: torch.dtype | None, layout: str | None) -> str | None:
+    def why_not(self, call: Call) -> str | None:
         return None
 
     def runtime_shapes(self, spec: QuantSpec, n: int, k: int) -> RuntimeShapes:
@@ -45,7 +45,10 @@ class ReferenceBackend(Backend):
         n: int,
         layout: str,
         activation: str,
+        perm: Tensor | None = None,
+        input_scale: Tensor | None = None,
     ) -> Tensor:
+        x = transformed(x, perm, input_scale)
         weight = self.dequantize(runtime, spec, n, x.shape[1], layout, torch.float32)
         with torch.autocast(x.device.type, enabled=False):  # the caller chose the dtype already
             y = x.float() @ weight.t()

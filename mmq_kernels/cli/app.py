@@ -8,7 +8,7 @@ import warnings
 import typer
 from transformers.utils import logging
 
-from mmq_kernels.cli import demo, evaluate, info, quantize
+from mmq_kernels.cli import bench, demo, evaluate, info, quantize
 
 ERROR = 2
 """Exit code of every failed command."""
@@ -25,6 +25,7 @@ app.command("info")(info.info)
 app.command("quantize")(quantize.quantize)
 app.command("eval")(evaluate.evaluate)
 app.command("demo")(demo.demo)
+app.command("bench")(bench.bench)
 
 
 def run(arguments: list[str]) -> int:

@@ -77,7 +77,7 @@ class QuantLinear(nn.Module):
         self.in_features, self.out_features, self.spec = in_features, out_features, spec
         self.activation, self.activation_order = activation, activation_order
         device = torch.device(device) if device is not None else torch.get_default_device()
-        self.layout = _layout_for(device)
+        self.layout = _layout_for(device, spec, in_features)
         shapes = backends.backend_of_layout(self.layout).runtime_shapes(spec, out_features, in_features)
         self._set_runtime(
             RuntimeWeight(
@@ -261,10 +261,10 @@ class QuantLinear(nn.Module):
             RuntimeError: for one that cannot be used on this device.
         """
         if backend is None:
-            layout = _layout_for(self.device)
+            layout = self._layout_for(self.device)
         else:
             with ops.use_backend(backend):
-                layout = _layout_for(self.device)
+                layout = self._layout_for(self.device)
         if layout != self.layout:
             self._set_packed(self._packed(), self.perm, layout)
         return self
@@ -282,6 +282,9 @@ class QuantLinear(nn.Module):
         if self.weight_input_scale is not None:
             tensors["weight_input_scale"] = self.weight_input_scale
         return tensors
+
+    def _layout_for(self, device: torch.device) -> str:
+        return _layout_for(device, self.spec, self.in_features)
 
     def _runtime(self) -> RuntimeWeight:
         return RuntimeWeight(self.weight_runtime, self.scale_runtime, self.zero_runtime)
@@ -344,7 +347,7 @@ class QuantLinear(nn.Module):
                 raise ValueError("weight_input_scale must be finite and positive, got another value")
             self.weight_input_scale = input_scale
         packed = PackedWeight(words, scale, tensors.get("weight_zero_point") if not spec.symmetric else None)
-        self._set_packed(packed, perm, _layout_for(words.device))
+        self._set_packed(packed, perm, self._layout_for(words.device))
 
     # --- torch's machinery ------------------------------------------------------------------------------------------
 
@@ -359,7 +362,7 @@ class QuantLinear(nn.Module):
             self._set_runtime(_moved_all(runtime, fn), _moved(perm, fn))
             return self
         self._set_runtime(runtime, perm)
-        new_layout = _layout_for(target)
+        new_layout = self._layout_for(target)
         if "meta" in (target.type, runtime.weight.device.type):
             owner = backends.backend_of_layout(new_layout)
             shapes = owner.runtime_shapes(self.spec, self.out_features, self.in_features)
@@ -413,11 +416,11 @@ class QuantLinear(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         packed, perm = state.pop("_packed_state")
         super().__setstate__(state)
-        self._set_packed(PackedWeight(*packed), perm, _layout_for(packed[0].device))
+        self._set_packed(PackedWeight(*packed), perm, self._layout_for(packed[0].device))
 
 
-def _layout_for(device: torch.device) -> str:
-    return backends.backend(select("prepack", device).backend).layout
+def _layout_for(device: torch.device, spec: QuantSpec, k: int) -> str:
+    return backends.backend(select("prepack", device, spec=spec, k=k).backend).layout
 
 
 def _moved_all(runtime: RuntimeWeight, fn: Callable[[Tensor], Tensor]) -> RuntimeWeight:

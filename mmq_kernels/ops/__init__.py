@@ -90,14 +90,10 @@ def gemm(
 
 def _gemm(x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation):
     spec = checks.gemm(x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation)
-    choice = select("gemm", x.device, spec=spec, dtype=x.dtype, layout=layout, n=n, k=k)
-    rows = x.reshape(-1, k)
-    if input_scale is not None:
-        rows = rows / input_scale.to(x.dtype)
-    if perm is not None:
-        rows = rows.index_select(1, perm)
+    rows = x.reshape(-1, k).contiguous()
+    choice = select("gemm", x.device, spec=spec, dtype=x.dtype, layout=layout, m=rows.shape[0], n=n, k=k)
     runtime = RuntimeWeight(weight, scale, zero)
-    y = backends.backend(choice.backend).gemm(rows.contiguous(), runtime, bias, spec, n, layout, activation)
+    y = backends.backend(choice.backend).gemm(rows, runtime, bias, spec, n, layout, activation, perm, input_scale)
     return y.view(*x.shape[:-1], n)
 
 
@@ -280,7 +276,8 @@ def gptq_block(
     ``w_i -= e_j * hinv[j, i]`` for i > j. The caller applies the trailing update ``W_right -= e @ hinv_right``.
 
     Args:
-        weight: fp32 ``[n, B]``, the block with the errors of earlier blocks already applied; not modified.
+        weight: fp32 ``[n, B]``, the block with the errors of earlier blocks already applied; not modified. Or
+            ``[layers, n, B]``: layers of one shape at once, every other tensor then with the same first dimension.
         hinv: fp32 ``[B, B]``, diagonal block of the upper Cholesky factor U of the inverse Hessian (H^-1 = U^T U).
         scale, zero: ``[n, ceil(B / group_size)]`` (zero uint8), or both None: each group's min-max grid is then
             found from its current columns when the loop reaches it.
@@ -301,19 +298,21 @@ def gptq_block(
 def _gptq_block(weight, hinv, scale, zero, bits, group_size, symmetric, scale_dtype):
     spec = checks.gptq_block(weight, hinv, scale, zero, bits, group_size, symmetric, scale_dtype)
     choice = select("gptq_block", weight.device, spec=spec, dtype=weight.dtype)
-    return backends.backend(choice.backend).gptq_block(weight, hinv, scale, zero, spec, scale_dtype)
+    backend = backends.backend(choice.backend)
+    run = backend.gptq_block if weight.dim() == 2 else backend.gptq_blocks
+    return run(weight, hinv, scale, zero, spec, scale_dtype)
 
 
 def _gptq_block_fake(weight, hinv, scale, zero, bits, group_size, symmetric, scale_dtype):
     spec = checks.gptq_block(weight, hinv, scale, zero, bits, group_size, symmetric, scale_dtype)
-    n, columns = weight.shape
+    *rows, columns = weight.shape
     groups = spec.groups(columns)
     dtype = scale_dtype if scale is None else scale.dtype
     return (
-        weight.new_empty(n, columns, dtype=torch.uint8),
-        weight.new_empty(n, columns),
-        weight.new_empty(n, groups, dtype=dtype),
-        weight.new_empty(n, groups, dtype=torch.uint8),
+        weight.new_empty(*rows, columns, dtype=torch.uint8),
+        weight.new_empty(*rows, columns),
+        weight.new_empty(*rows, groups, dtype=dtype),
+        weight.new_empty(*rows, groups, dtype=torch.uint8),
     )
 
 

@@ -146,17 +146,20 @@ def gptq_block(
     symmetric: bool,
     scale_dtype: torch.dtype,
 ) -> QuantSpec:
-    spec = quantize_rtn(weight, bits, group_size, symmetric, scale_dtype)
+    _require(weight.dim() in (2, 3), "weight", "[n, B] or [layers, n, B]", list(weight.shape))
+    _float("scale", scale_dtype)
+    spec = QuantSpec(bits, group_size, symmetric)
     _require(weight.dtype == torch.float32, "weight dtype", "float32", weight.dtype)
     _require(hinv.dtype == torch.float32, "hinv dtype", "float32", hinv.dtype)
-    n, columns = weight.shape
-    _shape("hinv", hinv, (columns, columns))
+    *layers, n, columns = weight.shape
+    _sizes(n, columns)
+    _shape("hinv", hinv, (*layers, columns, columns))
     _device("hinv", hinv, weight.device)
     _require((scale is None) == (zero is None), "scale and zero", "both given or both None", "one of them")
     if scale is not None and zero is not None:
         _float("scale", scale.dtype)
         _require(zero.dtype == torch.uint8, "zero dtype", "uint8", zero.dtype)
         for name, grid in (("scale", scale), ("zero", zero)):
-            _shape(name, grid, (n, spec.groups(columns)))
+            _shape(name, grid, (*layers, n, spec.groups(columns)))
             _device(name, grid, weight.device)
     return spec

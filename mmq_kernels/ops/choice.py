@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from mmq_kernels import backends
+from mmq_kernels.backends import Call
 from mmq_kernels.spec import QuantSpec
 
 _forced: ContextVar[str | None] = ContextVar("mmq_forced_backend", default=None)
@@ -22,20 +23,24 @@ _forced: ContextVar[str | None] = ContextVar("mmq_forced_backend", default=None)
 
 @dataclass(frozen=True)
 class Choice:
-    """The backend chosen for a call, and why it and no other."""
+    """The backend chosen for a call, the kernel of it where it has several ("" otherwise), and why no other."""
 
     backend: str
+    kernel: str
     reason: str
+
+    def __str__(self) -> str:
+        return f"{'/'.join(filter(None, (self.backend, self.kernel)))}: {self.reason}"
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Force every op inside the `with` block onto one backend.
+    """Force every op inside the `with` block onto one backend, or with "cuda/packed" onto one kernel of it.
 
     Raises:
         ValueError: for an unknown name.
     """
-    backends.backend(name)
+    _parse(name, "backend")
     token = _forced.set(name)
     try:
         yield
@@ -44,11 +49,24 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def forced_backend() -> str | None:
-    """The backend that `use_backend` or ``MMQ_BACKEND`` asks for, or None."""
-    name = _forced.get() or os.environ.get("MMQ_BACKEND") or None
-    if name is not None and name not in backends.NAMES:
-        raise ValueError(f"MMQ_BACKEND must be one of {', '.join(backends.NAMES)}, got {name!r}")
+    """What `use_backend` or ``MMQ_BACKEND`` asks for: a backend, "backend/kernel", or None."""
+    name = _forced.get()
+    if name is None:
+        name = os.environ.get("MMQ_BACKEND") or None
+        if name is not None:
+            _parse(name, "MMQ_BACKEND")
     return name
+
+
+def _parse(asked: str, source: str) -> tuple[str, str | None]:
+    """Backend and kernel of "backend" or "backend/kernel"."""
+    name, _, kernel = asked.partition("/")
+    if name not in backends.NAMES:
+        raise ValueError(f"{source} must be one of {', '.join(backends.NAMES)}, got {asked!r}")
+    kernels = backends.backend(name).kernels
+    if kernel and kernel not in kernels:
+        raise ValueError(f"{source} {name} has kernels {', '.join(kernels) or '(only one)'}, got {asked!r}")
+    return name, kernel or None
 
 
 def select(
@@ -73,23 +91,29 @@ def select(
         RuntimeError: when a forced backend cannot serve the call, or none can.
     """
     device = torch.device(device)
-    forced = forced_backend()
+    forced, asked = forced_backend(), None
+    names: tuple[str, ...] = backends.NAMES
+    if forced:
+        name, asked = _parse(forced, "backend")
+        names = (name,)
+    call = Call(op, device, dtype, layout, spec, m, n, k, asked)
     refusals: list[str] = []
-    for name in (forced,) if forced else backends.NAMES:
-        refusal = _why_not(name, op, device, dtype, layout)
+    for name in names:
+        refusal = _why_not(name, call)
         if refusal is None:
-            reason = "asked for" if forced else "; ".join(refusals) or "preferred"
-            return Choice(name, reason)
+            kernel, why = backends.backend(name).kernel(call)
+            reasons = ["asked for"] if forced else refusals
+            return Choice(name, kernel, "; ".join(filter(None, (why, *reasons))) or "preferred")
         refusals.append(f"{name}: {refusal}")
-    asked = f"backend {forced!r} was asked for but" if forced else "no backend"
-    raise RuntimeError(f"{asked} cannot serve mmq.{op} on {device}: {'; '.join(refusals)}")
+    asked_for = f"backend {forced!r} was asked for but" if forced else "no backend"
+    raise RuntimeError(f"{asked_for} cannot serve mmq.{op} on {device}: {'; '.join(refusals)}")
 
 
-def _why_not(name: str, op: str, device: torch.device, dtype: torch.dtype | None, layout: str | None) -> str | None:
+def _why_not(name: str, call: Call) -> str | None:
     candidate = backends.backend(name)
-    return candidate.why_unavailable() or candidate.why_not(op, device, dtype, layout)
+    return candidate.why_unavailable() or candidate.why_not(call)
 
 
 def explain_all(device: torch.device | str) -> dict[str, str | None]:
     """Why each backend cannot multiply on `device`; None where it can."""
-    return {name: _why_not(name, "prepack", torch.device(device), None, None) for name in backends.NAMES}
+    return {name: _why_not(name, Call("prepack", torch.device(device))) for name in backends.NAMES}

@@ -14,13 +14,13 @@ Source: Frantar et al., GPTQ: Accurate Post-Training Quantization for GPT (arXiv
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mmq_kernels import ops
+from mmq_kernels.backends.blocks import grid_blocks
 from mmq_kernels.quantize.rtn import Quantized, check_finite, choose_scale_dtype
 from mmq_kernels.spec import PER_CHANNEL, QuantSpec
 
@@ -128,7 +128,7 @@ def gptq(weight: Tensor, factor: Factor, spec: QuantSpec) -> Quantized:
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     scales: list[Tensor] = []
     zeros: list[Tensor] = []
-    for start, end, grid_end in _blocks(k, spec):
+    for start, end, grid_end in grid_blocks(k, spec, BLOCK):
         scale = zero = None
         inside = spec
         if grid_end is not None:
@@ -149,24 +149,6 @@ def gptq(weight: Tensor, factor: Factor, spec: QuantSpec) -> Quantized:
         if end < k:
             current[:, end:].addmm_(error, factor.upper[start:end, end:], alpha=-1)
     return Quantized(codes, torch.cat(scales, 1), torch.cat(zeros, 1))
-
-
-def _blocks(k: int, spec: QuantSpec) -> Iterator[tuple[int, int, int | None]]:
-    """Blocks ``[start, end)`` of columns, and where each gets its grid.
-
-    The third number is None where the block finds the grids of its own (small) groups, the end of the group whose
-    grid is to be found at this block's start, or 0 where the block goes on with the last grid.
-    """
-    length = spec.group_length(k)
-    if spec.group_size != PER_CHANNEL and length <= BLOCK:
-        step = BLOCK // length * length
-        for start in range(0, k, step):
-            yield start, min(k, start + step), None
-        return
-    for first in range(0, k, length):
-        last = min(k, first + length)
-        for start in range(first, last, BLOCK):
-            yield start, min(last, start + BLOCK), last if start == first else 0
 
 
 def weighted_error(weight: Tensor, quantized: Tensor, hessian: Tensor) -> float:

@@ -4,7 +4,7 @@ import random
 
 import pytest
 import torch
-from cpu_cases import ACTIVATIONS, CPU, ISAS, NO_EXTENSION, Case
+from cases import ACTIVATIONS, CPU, ISAS, NO_EXTENSION, Case, linear_bound
 
 from mmq_kernels import _native
 from mmq_kernels.spec import BITS, QuantSpec
@@ -14,7 +14,6 @@ pytestmark = pytest.mark.skipif(not ISAS, reason=NO_EXTENSION)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 GROUPS = (-1, 8, 32, 64, 128)
 M, N, K = (0, 1, 2, 7, 8, 9, 17, 257), (1, 5, 16, 33), (8, 40, 72, 100, 3420)
-UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
 
 def sample(seed: int, count: int):
@@ -45,25 +44,13 @@ def test_small_integers_are_exact(bits, isa) -> None:
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("bits", BITS)
 def test_random_inputs_are_as_near_as_dequantize_and_matmul(bits, isa) -> None:
-    """Every output within twice the error of dequantize + matmul in the same dtype, plus a floor.
-
-    The floor: one rounding of the output, and fp32 roundings of the terms the kernel adds (|x| times the magnitudes of
-    code and zero point about the centre of the codes); the slope of an activation is at most 1.13.
-    """
     for m, n, k, group, symmetric, dtype, scale_dtype, activation, with_bias in sample(10 + bits, 30):
         case = Case(QuantSpec(bits, group, symmetric), n, k, scale_dtype)
         x = torch.randn(m, k).to(dtype)
         bias = torch.randn(n).to(dtype) if with_bias else None
-        act = ACTIVATIONS[activation]
-        before = x.double() @ case.dense.t() + (bias.double() if with_bias else 0)
-        expected = act(before)
-        plain = act(torch.nn.functional.linear(x, case.dense.to(dtype), bias).double()).to(dtype).double()
-        u32 = UNIT_ROUNDOFF[torch.float32]
-        floor = UNIT_ROUNDOFF[dtype] * expected.abs() + 2e-8  # 2e-8: half a step of fp16's subnormals
-        floor += u32 * (2 * (x.double().abs() @ case.magnitude.t()) + 4 * before.abs())
+        expected, bound = linear_bound(case, x, bias, activation)
         got = case.gemm(x, bias, activation, isa)
-        error = (got.double() - expected).abs()
-        assert (error <= 2 * (plain - expected).abs() + floor).all(), (m, n, k, case.spec, dtype, activation)
+        assert ((got.double() - expected).abs() <= bound).all(), (m, n, k, case.spec, dtype, activation)
 
 
 @pytest.mark.parametrize("isa", ISAS)

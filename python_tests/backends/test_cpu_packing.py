@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cpu_cases import CPU, ISAS, NO_EXTENSION, Case
+from cases import CPU, ISAS, NO_EXTENSION, Case
 
 from mmq_kernels import packing
 from mmq_kernels.spec import BITS, QuantSpec, ceil_div

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cpu_cases import CPU, ISAS, NO_EXTENSION
+from cases import CPU, ISAS, NO_EXTENSION
 
 from mmq_kernels.backends import backend
 from mmq_kernels.spec import BITS, QuantSpec

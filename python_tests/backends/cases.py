@@ -1,4 +1,4 @@
-"""What the tests of the CPU backend share: instruction sets, random weights, and an independent fp64 reference."""
+"""What the tests of the compiled backends share: random weights, and an independent fp64 reference."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from mmq_kernels import _native, packing
-from mmq_kernels.backends import PackedWeight, backend
+from mmq_kernels.backends import Backend, PackedWeight, backend
 from mmq_kernels.spec import QuantSpec
 
 ISAS = _native.isas() if _native.available() else ()
@@ -24,12 +24,21 @@ ACTIVATIONS = {
 
 
 class Case:
-    """A weight given by codes, scales and zeros, in the CPU layout and in fp64.
+    """A weight given by codes, scales and zeros, in the layout of `owner` on `device`, and in fp64 on the CPU.
 
     Zeros take both ends of the code range; `power_of_two` scales make sums of integers exact.
     """
 
-    def __init__(self, spec: QuantSpec, n: int, k: int, scale_dtype: torch.dtype, power_of_two: bool = False):
+    def __init__(
+        self,
+        spec: QuantSpec,
+        n: int,
+        k: int,
+        scale_dtype: torch.dtype,
+        power_of_two: bool = False,
+        owner: Backend = CPU,
+        device: str = "cpu",
+    ):
         self.spec, self.n, self.k = spec, n, k
         groups, length = spec.groups(k), spec.group_length(k)
         self.codes = torch.randint(0, spec.max_code + 1, (n, k), dtype=torch.uint8)
@@ -44,14 +53,34 @@ class Case:
             self.scale,
             None if spec.symmetric else packing.pack_stream(self.zero.t().contiguous(), spec.bits).t().contiguous(),
         )
-        self.runtime = CPU.prepack(self.packed, spec, n, k)
+        moved = PackedWeight(*(None if part is None else part.to(device) for part in self.packed))
+        self.runtime = owner.prepack(moved, spec, n, k)
         column = torch.arange(k) // length
         scale64, zero64 = self.scale.double()[:, column], self.zero.double()[:, column]
         self.dense = scale64 * (self.codes.double() - zero64)
         """W in fp64."""
         middle = 2 ** (spec.bits - 1)
-        self.magnitude = scale64 * ((self.codes.double() - middle).abs() + (zero64 - middle).abs())
+        self.magnitude: Tensor = scale64 * ((self.codes.double() - middle).abs() + (zero64 - middle).abs())
         """Size of the terms that a kernel adds when it factors the zero point out."""
 
     def gemm(self, x: Tensor, bias: Tensor | None = None, activation: str = "none", isa: str = "") -> Tensor:
-        return CPU.gemm(x, self.runtime, bias, self.spec, self.n, "cpu", activation, isa)
+        return CPU.gemm(x, self.runtime, bias, self.spec, self.n, "cpu", activation, isa=isa)
+
+
+UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+
+
+def linear_bound(case: Case, x: Tensor, bias: Tensor | None, activation: str) -> tuple[Tensor, Tensor]:
+    """What a gemm should give, in fp64, and how far each output may be from it.
+
+    The bound: twice the error of dequantize + matmul in x's dtype, plus a floor of one rounding of the output and the
+    fp32 roundings of the terms a kernel adds (|x| times the magnitudes of code and zero point about the centre of the
+    codes); the slope of an activation is at most 1.13.
+    """
+    act = ACTIVATIONS[activation]
+    before = x.double() @ case.dense.t() + (0 if bias is None else bias.double())
+    expected = act(before)
+    plain = act(torch.nn.functional.linear(x, case.dense.to(x.dtype), bias).double()).to(x.dtype).double()
+    floor = UNIT_ROUNDOFF[x.dtype] * expected.abs() + 2e-8  # 2e-8: half a step of fp16's subnormals
+    floor += UNIT_ROUNDOFF[torch.float32] * (2 * (x.double().abs() @ case.magnitude.t()) + 4 * before.abs())
+    return expected, 2 * (plain - expected).abs() + floor

@@ -1,0 +1,561 @@
+// y[m, n] = activation(x W^T + bias[n]), W[n, k] = scale[n, g] * (q[n, k] - zero[n, g]) packed in 2..8 bits.
+//
+//   x [m, k] fp16 or bf16, row major; W in the cuda layout (layout.cuh), any n, k, group size a multiple of 16;
+//   y [m, n] in x's dtype. Products are exact, sums are fp32, scales are applied to the sums of a group in fp32.
+//
+// It is y^T = W x^T: weights are operand A of the tensor cores (16 rows), tokens their 8-wide side, so that 1 token
+// costs what 8 do and a tile of tokens is any multiple of 8. Decoded weights live in registers only.
+//
+//   rows of W                             tokens: kTokenTiles x 8
+//   +-------------- k --------------+    +------------------+
+//   | warp 0 | next unit |          |    |  x^T, by cp.async |    a warp multiplies 32 rows x 64 columns of a unit
+//   | warp 1 |           |   ...    |  x |  through shared   |    with all tokens of the block
+//   |  ...   |           |          |    |  memory, swizzled |
+//   | warp 7 |           |          |    +------------------+
+//   +--------+-----------+----------+
+//
+// A warp's weights pass through shared memory too, but each lane reads only what it copied itself: 16 bytes a load, no
+// bank conflicts, and several stages in flight to cover the latency of memory.
+//
+// Work: the output tiles that fill whole waves are taken one a block; the units of k of those that remain are dealt out
+// evenly (stream-K: Osama et al., arXiv 2301.03598). Blocks that share a tile leave partial sums in global memory, and
+// the last of them adds up all, in the order of the blocks: the result is the same bits every time. No second kernel.
+//
+// Idea of the layout and of weights as the stationary operand: Marlin (Frantar et al., arXiv 2408.11743).
+#pragma once
+
+#include "../common/half.h"
+#include "args.h"
+#include "decode.cuh"
+#include "gemm_plan.h"
+
+namespace mmq::cuda {
+namespace {
+
+#include "../common/activation.inl"
+
+constexpr int kWarps = kGemmThreads / 32;
+constexpr int kRowTiles = 2;  // 16-row tiles of a warp: half of a tile of the layout
+constexpr int kHalves = 4 / kRowTiles;
+static_assert(16 * kRowTiles * kWarps == kGemmRows, "gemm_plan.h counts on it");
+
+// Everything a thread knows about its place, and where its stage of shared memory lies.
+template <class T, int kBits, int kTokenTiles>
+class Block {
+  public:
+    __device__ __forceinline__ Block(const GemmArgs& args, const GemmPlan& plan, unsigned char* shared)
+        : args_(args),
+          plan_(plan),
+          shared_(shared),
+          thread_(static_cast<int>(threadIdx.x)),
+          lane_(thread_ % 32),
+          warp_(thread_ / 32) {}
+
+    __device__ __forceinline__ void run() {
+        for (Work work = first_work(); work.begin < work.end; work = next_work(work)) {
+            start_tile(work.tile);
+            multiply(work.begin, work.end);
+            if (work.end - work.begin == plan_.units || add_to_others(work.tile - plan_.whole_tiles)) store();
+        }
+    }
+
+  private:
+    static constexpr int BLOCK_M = 8 * kTokenTiles, BLOCK_N = kGemmRows, BLOCK_K = kTileSide;
+    static constexpr int kWordBytes = 128 * kBits * kRowTiles;  // of a warp in a stage
+
+    using Sums = float[kRowTiles][kTokenTiles][4];
+
+    // Units of k, of all remaining tiles one after another.
+    struct Share {
+        int64_t begin, end;
+    };
+
+    // Units [begin, end) of one output tile; none: nothing is left.
+    struct Work {
+        int tile, begin, end;
+    };
+
+    __device__ __forceinline__ Share share_of(int block) const {
+        if (block >= plan_.sharers) return {0, 0};
+        const int64_t units = static_cast<int64_t>(plan_.tiles - plan_.whole_tiles) * plan_.units;
+        return {units * block / plan_.sharers, units * (block + 1) / plan_.sharers};
+    }
+
+    // What a share holds of the tile at `unit`.
+    __device__ __forceinline__ Work shared_work(int64_t unit) const {
+        const Share share = share_of(blockIdx.x);
+        if (unit >= share.end) return {0, 0, 0};
+        const int rest = static_cast<int>(unit / plan_.units);
+        const int64_t first = static_cast<int64_t>(rest) * plan_.units;
+        const int64_t stop = first + plan_.units < share.end ? first + plan_.units : share.end;
+        return {plan_.whole_tiles + rest, static_cast<int>(unit - first), static_cast<int>(stop - first)};
+    }
+
+    __device__ __forceinline__ Work whole_work(int tile) const {
+        if (tile < plan_.whole_tiles) return {tile, 0, plan_.units};
+        return shared_work(share_of(blockIdx.x).begin);
+    }
+
+    __device__ __forceinline__ Work first_work() const { return whole_work(blockIdx.x); }
+
+    __device__ __forceinline__ Work next_work(const Work& done) const {
+        if (done.tile < plan_.whole_tiles) return whole_work(done.tile + plan_.blocks);
+        return shared_work(static_cast<int64_t>(done.tile - plan_.whole_tiles) * plan_.units + done.end);
+    }
+
+    __device__ __forceinline__ void start_tile(int tile) {
+        row_block_ = tile / plan_.token_blocks;
+        first_token_ = tile % plan_.token_blocks * BLOCK_M;
+        const int64_t left = args_.m - first_token_;
+        const int tokens = left < BLOCK_M ? static_cast<int>(left) : BLOCK_M;
+        active_ = (tokens + 7) / 8;
+        clear(sum_);
+    }
+
+    __device__ __forceinline__ static void clear(Sums& sums) {
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+            for (int j = 0; j < kTokenTiles; ++j) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) sums[r][j][i] = 0.0f;
+            }
+        }
+    }
+
+    __device__ __forceinline__ int row_tiles() const { return static_cast<int>(tile_count(args_.weight.n)); }
+    __device__ __forceinline__ int k_tiles() const { return static_cast<int>(tile_count(args_.weight.k)); }
+    // The warp's tile of 64 rows, and which half of it.
+    __device__ __forceinline__ int row_tile() const { return (row_block_ * kWarps + warp_) / kHalves; }
+    __device__ __forceinline__ int half() const { return warp_ % kHalves; }
+
+    // --- global -> shared ---
+
+    // A stage: words of each warp, x, scales of each warp, zero points of each warp (gemm_plan.cpp adds up the bytes).
+    __device__ __forceinline__ unsigned char* words_at(int stage) const {
+        return shared_ + stage * plan_.stage_bytes + warp_ * kWordBytes;
+    }
+    __device__ __forceinline__ unsigned char* tokens_at(int stage) const {
+        return shared_ + stage * plan_.stage_bytes + kWarps * kWordBytes;
+    }
+    __device__ __forceinline__ unsigned char* scales_at(int stage) const {
+        return tokens_at(stage) + BLOCK_M * BLOCK_K * 2 +
+               warp_ * plan_.groups_per_tile * kTileSide * plan_.scale_bytes;
+    }
+    __device__ __forceinline__ unsigned char* zeros_at(int stage) const {
+        return tokens_at(stage) + BLOCK_M * BLOCK_K * 2 +
+               kWarps * plan_.groups_per_tile * kTileSide * plan_.scale_bytes +
+               warp_ * plan_.groups_per_tile * 8 * kBits;
+    }
+
+    __device__ __forceinline__ bool has_tile(int unit) const {
+        return row_tile() < row_tiles() && unit < k_tiles();
+    }
+
+    __device__ __forceinline__ void load_stage(int unit, int stage) {
+        if (has_tile(unit)) {
+            load_words(unit, stage);
+            load_grids(unit, stage);
+        }
+        if (plan_.direct) {
+            load_tokens(unit, stage);
+        } else {
+            gather_tokens(unit, stage);
+        }
+    }
+
+    __device__ __forceinline__ void load_words(int unit, int stage) {
+        const int64_t tile = static_cast<int64_t>(row_tile()) * k_tiles() + unit;
+        const uint32_t* from = args_.weight.tiles + tile * kBits * 128 + lane_ * 4;
+        load_plane<0>(words_at(stage), from);
+        load_plane<1>(words_at(stage), from);
+        load_plane<2>(words_at(stage), from);
+    }
+
+    template <int kPlane>
+    __device__ __forceinline__ void load_plane(unsigned char* to, const uint32_t* from) {
+        if constexpr (kPlane < planes_of(kBits).count) {
+            constexpr int width = planes_of(kBits).width[kPlane], low = planes_of(kBits).low[kPlane];
+            if constexpr (width == 1) {  // half a vector
+                copy_8(to + low * 128 * kRowTiles + lane_ * 8, from + low * 128 + half() * 2);
+            } else {
+                constexpr int vectors = width * kRowTiles / 4;
+#pragma unroll
+                for (int v = 0; v < vectors; ++v)
+                    copy_16_once(to + low * 128 * kRowTiles + (v * 32 + lane_) * 16,
+                                 from + (low + half() * vectors + v) * 128);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void load_grids(int unit, int stage) {
+        const int column = unit * kTileSide;
+        const int64_t last =
+            column + kTileSide < args_.weight.k ? column + kTileSide - 1 : args_.weight.k - 1;
+        const int first_group = static_cast<int>(column / args_.weight.group_size);
+        const int groups = static_cast<int>(last / args_.weight.group_size) - first_group + 1;
+        const int chunks = kTileSide * plan_.scale_bytes / 16;
+        const int64_t row_bytes = static_cast<int64_t>(row_tiles()) * kTileSide * plan_.scale_bytes;
+        const char* scale = static_cast<const char*>(args_.weight.scale) + first_group * row_bytes +
+                            row_tile() * kTileSide * plan_.scale_bytes;
+        for (int i = lane_; i < groups * chunks; i += 32)
+            copy_16(scales_at(stage) + i * 16, scale + i / chunks * row_bytes + i % chunks * 16, true);
+        if (args_.weight.zero == nullptr) return;
+        const uint32_t* zero =
+            args_.weight.zero + (static_cast<int64_t>(first_group) * row_tiles() + row_tile()) * 2 * kBits;
+        for (int i = lane_; i < groups * kBits; i += 32) {
+            const int64_t group_words = static_cast<int64_t>(i / kBits) * row_tiles() * 2 * kBits;
+            copy_8(zeros_at(stage) + i * 8, zero + group_words + i % kBits * 2);
+        }
+    }
+
+    // Where 8 columns of a token stand: chunks of 16 bytes, swizzled so that 8 tokens of a chunk hit all banks.
+    __device__ __forceinline__ unsigned char* chunk_at(unsigned char* tokens, int token, int chunk) const {
+        return tokens + (token * (BLOCK_K / 8) + (chunk ^ (token & 7))) * 16;
+    }
+
+    __device__ __forceinline__ void load_tokens(int unit, int stage) {
+        constexpr int kChunks = BLOCK_K / 8;
+        for (int i = thread_; i < 8 * active_ * kChunks; i += kGemmThreads) {
+            const int64_t token = first_token_ + i / kChunks, column = unit * BLOCK_K + i % kChunks * 8;
+            const bool inside = token < args_.m && column < args_.weight.k;
+            const uint16_t* x =
+                static_cast<const uint16_t*>(args_.x) + (inside ? token * args_.weight.k + column : 0);
+            copy_16(chunk_at(tokens_at(stage), i / kChunks, i % kChunks), x, inside);
+        }
+    }
+
+    // The same where columns are permuted or scaled, or rows are not aligned: one value at a time.
+    __device__ __forceinline__ void gather_tokens(int unit, int stage) {
+        constexpr int kChunks = BLOCK_K / 8;
+        for (int i = thread_; i < 8 * active_ * kChunks; i += kGemmThreads) {
+            const int64_t token = first_token_ + i / kChunks, column = unit * BLOCK_K + i % kChunks * 8;
+            uint32_t pairs[4] = {};
+#pragma unroll
+            for (int e = 0; e < 8; ++e) {
+                if (token < args_.m && column + e < args_.weight.k)
+                    pairs[e / 2] |= static_cast<uint32_t>(input(token, column + e)) << (16 * (e % 2));
+            }
+            *reinterpret_cast<uint4*>(chunk_at(tokens_at(stage), i / kChunks, i % kChunks)) = {
+                pairs[0], pairs[1], pairs[2], pairs[3]};
+        }
+    }
+
+    __device__ __forceinline__ uint16_t input(int64_t token, int64_t column) const {
+        const int64_t source = args_.perm ? args_.perm[column] : column;
+        const uint16_t x = static_cast<const uint16_t*>(args_.x)[token * args_.weight.k + source];
+        if (args_.input_scale == nullptr) return x;
+        return from_float<T>(to_float<T>(x) /
+                             to_float<T>(static_cast<const uint16_t*>(args_.input_scale)[source]));
+    }
+
+    // --- multiplication ---
+
+    __device__ __forceinline__ void wait_for_stages(int left) {
+        switch (left) {
+            case 0:
+                return wait_copies<0>();
+            case 1:
+                return wait_copies<1>();
+            case 2:
+                return wait_copies<2>();
+            case 3:
+                return wait_copies<3>();
+            case 4:
+                return wait_copies<4>();
+            case 5:
+                return wait_copies<5>();
+            default:
+                return wait_copies<6>();
+        }
+    }
+
+    // Adds the units [begin, end) of k to the sums.
+    __device__ __forceinline__ void multiply(int begin, int end) {
+        const int ahead = plan_.stages - 1;
+        int stage = 0, fill = 0;
+        for (int unit = begin - ahead; unit < end; ++unit) {  // the first `ahead` turns only fill stages
+            if (unit >= begin) {
+                wait_for_stages(ahead - 1);
+                __syncthreads();  // the stage has landed for all, and all are done with the one filled next
+            }
+            if (unit + ahead < end) load_stage(unit + ahead, fill);
+            commit_copies();
+            fill = fill + 1 == plan_.stages ? 0 : fill + 1;
+            if (unit < begin) continue;
+            if (has_tile(unit)) multiply_stage(unit, stage);
+            stage = stage + 1 == plan_.stages ? 0 : stage + 1;
+        }
+        wait_copies<0>();
+        __syncthreads();  // what follows uses the stages for other things
+    }
+
+    // Words of steps 0 and 1 (kHalf 0) or 2 and 3. Only a plane of width 8 has them in vectors of their own; others are
+    // read whole the first time.
+    template <int kPlane, int kHalf>
+    __device__ __forceinline__ void read_plane(const unsigned char* from,
+                                               uint32_t (&words)[kRowTiles][kBits]) const {
+        if constexpr (kPlane < planes_of(kBits).count) {
+            constexpr int width = planes_of(kBits).width[kPlane], low = planes_of(kBits).low[kPlane];
+            const unsigned char* plane = from + low * 128 * kRowTiles;
+            if constexpr (kHalf == 1 && width < 8) {
+                return;
+            } else if constexpr (width == 1) {
+                const uint2 both = *reinterpret_cast<const uint2*>(plane + lane_ * 8);
+                words[0][low] = both.x;
+                words[1][low] = both.y;
+            } else {
+#pragma unroll
+                for (int v = 0; v < width * kRowTiles / 4; ++v) {
+                    if (width == 8 && v % 2 != kHalf) continue;
+                    const uint4 four = *reinterpret_cast<const uint4*>(plane + (v * 32 + lane_) * 16);
+                    const uint32_t flat[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+                    for (int q = 0; q < 4; ++q)
+                        words[(4 * v + q) / width][low + (4 * v + q) % width] = flat[q];
+                }
+            }
+        }
+    }
+
+    // Zero points of a lane's rows, as the decoder wants them.
+    __device__ __forceinline__ void read_zeros(int stage, int slot, uint32_t (&zeros)[2 * kRowTiles]) const {
+        if (args_.weight.zero == nullptr) {
+#pragma unroll
+            for (int i = 0; i < 2 * kRowTiles; ++i) zeros[i] = Decoder<T, kBits>::operand(1u << (kBits - 1));
+            return;
+        }
+        const uint32_t* words = reinterpret_cast<const uint32_t*>(zeros_at(stage)) + slot * 2 * kBits;
+        const int bit = ((lane_ / 4) * 8 + half() * 2 * kRowTiles) * kBits, word = bit / 32;
+        const int last = 2 * kBits - 1;
+        const uint32_t first = words[word], second = words[word < last ? word + 1 : last];
+        const uint32_t third = words[word + 1 < last ? word + 2 : last];
+        const uint32_t window[2] = {funnel_right(first, second, bit % 32),
+                                    funnel_right(second, third, bit % 32)};
+#pragma unroll
+        for (int i = 0; i < 2 * kRowTiles; ++i) {
+            const int at = i * kBits;
+            const uint32_t low = window[at / 32], high = window[at / 32 + 1 < 2 ? at / 32 + 1 : 1];
+            zeros[i] = Decoder<T, kBits>::operand(funnel_right(low, high, at % 32) & ((1u << kBits) - 1));
+        }
+    }
+
+    __device__ __forceinline__ void read_scales(int stage, int slot, float (&scales)[2 * kRowTiles]) const {
+        const unsigned char* from = scales_at(stage) + slot * kTileSide * plan_.scale_bytes;
+        const int first = (lane_ / 4) * 8 + half() * 2 * kRowTiles;
+#pragma unroll
+        for (int i = 0; i < 2 * kRowTiles; i += 4) {
+            if (plan_.scale_bytes == 4) {
+                const float4 four = *reinterpret_cast<const float4*>(from + (first + i) * 4);
+                const float flat[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+                for (int q = 0; q < 4; ++q) scales[i + q] = flat[q];
+                continue;
+            }
+            const uint2 two = *reinterpret_cast<const uint2*>(from + (first + i) * 2);
+#pragma unroll
+            for (int q = 0; q < 4; ++q) {
+                const uint16_t bits = static_cast<uint16_t>((q < 2 ? two.x : two.y) >> (16 * (q % 2)));
+                const bool half = args_.weight.scale_dtype == Dtype::kFloat16;
+                scales[i + q] = half ? to_float<Half>(bits) : to_float<BFloat>(bits);
+            }
+        }
+    }
+
+    // Whether another group begins at a step of the tile at `column`.
+    template <int kStep>
+    __device__ __forceinline__ bool begins_group(int column) const {
+        if (kStep == 0 || plan_.groups_per_tile == 1) return false;
+        const int first = column + kStep * kStepColumns;
+        return first < args_.weight.k && first % static_cast<int>(args_.weight.group_size) == 0;
+    }
+
+    template <int kStep>
+    __device__ __forceinline__ void decode_step(int column, int stage, int& slot,
+                                                const uint32_t (&words)[kRowTiles][kBits],
+                                                uint32_t (&zeros)[2 * kRowTiles],
+                                                uint32_t (&a)[kRowTiles][4]) const {
+        if (begins_group<kStep>(column)) read_zeros(stage, ++slot, zeros);
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r)
+            Decoder<T, kBits>::template fragment<kStep>(words[r], zeros[2 * r], zeros[2 * r + 1], a[r]);
+    }
+
+    // part += a step of token tile j; where a group begins, what came before is closed first.
+    template <int kStep>
+    __device__ __forceinline__ void multiply_step(int column, int stage, int j, int& slot,
+                                                  const uint32_t (&a)[kRowTiles][4], uint32_t b0, uint32_t b1,
+                                                  float (&part)[kRowTiles][4],
+                                                  float (&scales)[2 * kRowTiles]) {
+        if (begins_group<kStep>(column)) {
+            close_group(part, scales, j);
+            read_scales(stage, ++slot, scales);
+        }
+        const uint32_t b[2] = {b0, b1};
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r) multiply_add<T>(part[r], a[r], b);
+    }
+
+    // sum += scale * part, for what was added up in one group.
+    __device__ __forceinline__ void close_group(float (&part)[kRowTiles][4],
+                                                const float (&scales)[2 * kRowTiles], int j) {
+#pragma unroll
+        for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                sum_[r][j][i] = fmaf(scales[2 * r + i / 2], part[r][i], sum_[r][j][i]);
+                part[r][i] = 0.0f;
+            }
+        }
+    }
+
+    __device__ __forceinline__ void multiply_stage(int unit, int stage) {
+        const int column = unit * kTileSide;
+        uint32_t a[kStepsPerTile][kRowTiles][4];
+        {
+            uint32_t words[kRowTiles][kBits], zeros[2 * kRowTiles];
+            read_plane<0, 0>(words_at(stage), words);
+            read_plane<1, 0>(words_at(stage), words);
+            read_plane<2, 0>(words_at(stage), words);
+            int slot = 0;
+            read_zeros(stage, slot, zeros);
+            decode_step<0>(column, stage, slot, words, zeros, a[0]);
+            decode_step<1>(column, stage, slot, words, zeros, a[1]);
+            read_plane<0, 1>(words_at(stage), words);
+            decode_step<2>(column, stage, slot, words, zeros, a[2]);
+            decode_step<3>(column, stage, slot, words, zeros, a[3]);
+        }
+        float scales[2 * kRowTiles];
+        read_scales(stage, 0, scales);
+        const int chunk = lane_ / 8;
+#pragma unroll
+        for (int j = 0; j < kTokenTiles; ++j) {
+            if (j >= active_) break;
+            uint32_t b[2][4];  // of two steps each
+            load_matrices(b[0], chunk_at(tokens_at(stage), 8 * j + lane_ % 8, chunk));
+            load_matrices(b[1], chunk_at(tokens_at(stage), 8 * j + lane_ % 8, chunk + 4));
+            float part[kRowTiles][4] = {};
+            int slot = 0;
+            multiply_step<0>(column, stage, j, slot, a[0], b[0][0], b[0][1], part, scales);
+            multiply_step<1>(column, stage, j, slot, a[1], b[0][2], b[0][3], part, scales);
+            multiply_step<2>(column, stage, j, slot, a[2], b[1][0], b[1][1], part, scales);
+            multiply_step<3>(column, stage, j, slot, a[3], b[1][2], b[1][3], part, scales);
+            close_group(part, scales, j);
+            if (slot > 0) read_scales(stage, 0, scales);
+        }
+    }
+
+    // --- sums of other warps and blocks ---
+
+    template <class Function>
+    __device__ __forceinline__ void each_sum(const Function& function) {
+#pragma unroll
+        for (int j = 0; j < kTokenTiles; ++j) {
+            if (j >= active_) break;
+#pragma unroll
+            for (int r = 0; r < kRowTiles; ++r) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) function((j * kRowTiles + r) * 4 + i, sum_[r][j][i]);
+            }
+        }
+    }
+
+    // Where a block leaves its part of remaining tile `rest`: of two places, the first if its share begins in it.
+    __device__ __forceinline__ float* partials_of(int block, int rest) const {
+        const bool begins = share_of(block).begin >= static_cast<int64_t>(rest) * plan_.units;
+        return args_.partials + (2 * static_cast<int64_t>(block) + (begins ? 0 : 1)) * (BLOCK_M * BLOCK_N);
+    }
+
+    // The block whose share holds a unit.
+    __device__ __forceinline__ int block_of(int64_t unit) const {
+        const int64_t units = static_cast<int64_t>(plan_.tiles - plan_.whole_tiles) * plan_.units;
+        return static_cast<int>(((unit + 1) * plan_.sharers - 1) / units);
+    }
+
+    // Leaves this block's part of a tile for the last block to come; true for that one, which then has the whole sum.
+    __device__ __forceinline__ bool add_to_others(int rest) {
+        const int64_t first_unit = static_cast<int64_t>(rest) * plan_.units;
+        const int first = block_of(first_unit), last = block_of(first_unit + plan_.units - 1);
+        float* mine = partials_of(blockIdx.x, rest);
+        each_sum([&](int i, float& sum) { mine[i * kGemmThreads + thread_] = sum; });
+        __syncthreads();  // all of the block's part is written before it counts
+        int* is_last = reinterpret_cast<int*>(shared_);
+        if (thread_ == 0)
+            *is_last = add_to_counter(args_.counters + rest, 1) == static_cast<uint32_t>(last - first);
+        __syncthreads();
+        const bool mine_to_store = *is_last != 0;
+        __syncthreads();  // the flag's place is used again
+        if (!mine_to_store) return false;
+        if (thread_ == 0) args_.counters[rest] = 0;  // for the next launch
+        each_sum([](int, float& sum) { sum = 0.0f; });
+        for (int block = first; block <= last; ++block) {
+            const float* part = partials_of(block, rest);
+            each_sum([&](int i, float& sum) { sum += part[i * kGemmThreads + thread_]; });
+        }
+        return true;
+    }
+
+    // --- shared -> global ---
+
+    // Sums go through shared memory, so that rows of y leave in 16-byte pieces, and bias and activation stand in the code
+    // once.
+    __device__ __forceinline__ void store() {
+        constexpr int kPitch = BLOCK_N + 4;  // floats; the lanes of a warp write to all banks
+        float* tile = reinterpret_cast<float*>(shared_);
+        const int lane_row = warp_ * 16 * kRowTiles + lane_ / 4;
+        each_sum([&](int i, float& sum) {
+            const int row = lane_row + i / 4 % kRowTiles * 16 + i % 4 / 2 * 8;
+            const int token = i / (4 * kRowTiles) * 8 + lane_ % 4 * 2 + i % 2;
+            tile[token * kPitch + row] = sum;
+        });
+        __syncthreads();
+        const int64_t first_row = static_cast<int64_t>(row_block_) * BLOCK_N;
+        for (int i = thread_; i < 8 * active_ * (BLOCK_N / 8); i += kGemmThreads) {
+            const int token = i / (BLOCK_N / 8), column = i % (BLOCK_N / 8) * 8;
+            const int64_t row = first_row + column;
+            if (first_token_ + token >= args_.m || row >= args_.weight.n) continue;
+            const int count = args_.weight.n - row < 8 ? static_cast<int>(args_.weight.n - row) : 8;
+            float* values = tile + token * kPitch + column;
+#pragma unroll 1
+            for (int e = 0; e < count; ++e)
+                values[e] = activated(values[e] + bias(row + e), args_.activation);
+            store_row(values, count, (first_token_ + token) * args_.weight.n + row);
+        }
+        __syncthreads();  // the next tile's stages come here
+    }
+
+    __device__ __forceinline__ void store_row(const float* values, int count, int64_t at) const {
+        uint16_t* y = static_cast<uint16_t*>(args_.y) + at;
+        if (plan_.aligned_rows) {
+            uint32_t pairs[4];
+#pragma unroll
+            for (int p = 0; p < 4; ++p)
+                pairs[p] = from_float<T>(values[2 * p]) |
+                           static_cast<uint32_t>(from_float<T>(values[2 * p + 1])) << 16;
+            *reinterpret_cast<uint4*>(y) = {pairs[0], pairs[1], pairs[2], pairs[3]};
+        } else {
+            for (int e = 0; e < count; ++e) y[e] = from_float<T>(values[e]);
+        }
+    }
+
+    __device__ __forceinline__ float bias(int64_t row) const {
+        return args_.bias == nullptr ? 0.0f : to_float<T>(static_cast<const uint16_t*>(args_.bias)[row]);
+    }
+
+    const GemmArgs& args_;
+    const GemmPlan& plan_;
+    unsigned char* const shared_;
+    const int thread_, lane_, warp_;
+    int row_block_ = 0, first_token_ = 0, active_ = 0;
+    Sums sum_;  // scaled, of all groups closed so far
+};
+
+template <class T, int kBits, int kTokenTiles>
+__global__ void __launch_bounds__(kGemmThreads, blocks_per_multiprocessor(kTokenTiles))
+    gemm_kernel(const __grid_constant__ GemmCall call) {
+    MMQ_DYNAMIC_SHARED(shared);
+    Block<T, kBits, kTokenTiles>(call.args, call.plan, shared).run();
+}
+
+}  // namespace
+}  // namespace mmq::cuda

@@ -1,0 +1,8 @@
+#include "gemm_launch.cuh"
+
+namespace mmq::cuda {
+
+template void launch_gemm<Half, 3>(const GemmCall&, Target);
+template void launch_gemm<BFloat, 3>(const GemmCall&, Target);
+
+}  // namespace mmq::cuda

@@ -1,0 +1,150 @@
+"""The packed linear against `torch.nn.functional.linear` in the same run.
+
+    y = activation(x @ W^T + bias),  x [m, k], W [n, k], y [m, n]
+
+A row says how long a call took, what that is in TFLOP/s and GB/s, how many times torch's time fits into it, and what
+share of the machine's own limit it is: the longer of moving the bytes and of multiplying, both as measured in the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+import mmq_kernels
+from mmq_kernels.bench.layers import random_layer, twin
+from mmq_kernels.bench.record import Row
+from mmq_kernels.bench.setting import Setting
+from mmq_kernels.bench.shapes import Shape
+from mmq_kernels.bench.timing import Rotation, host_overhead
+from mmq_kernels.nn import QuantLinear
+from mmq_kernels.spec import QuantSpec
+
+_EPILOGUES: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": lambda y: y,
+    "gelu": torch.nn.functional.gelu,
+}
+"""What torch calls behind its linear where the packed layer fuses an activation."""
+
+
+def moved_bytes(layer: QuantLinear, m: int, dtype: torch.dtype) -> int:
+    """Bytes that a call must move: words, scales and zero points (padding included) + bias + x + y."""
+    bias = sum(parameter.nbytes for parameter in layer.parameters())
+    x, y = m * layer.in_features, m * layer.out_features
+    return layer.packed_bytes + bias + (x + y) * dtype.itemsize
+
+
+def operations(m: int, n: int, k: int) -> int:
+    """Multiplications and additions of a product."""
+    return 2 * m * n * k
+
+
+def bench_gemm(
+    setting: Setting,
+    shapes: Sequence[Shape],
+    bits: Sequence[int],
+    groups: Sequence[int],
+    tokens: Sequence[int],
+    *,
+    activation: str = "none",
+) -> Iterator[Row]:
+    """A row for each shape, group size, width and number of tokens.
+
+    Args:
+        activation: none, or gelu: a bias is then added and the activation fused, and torch calls it by itself.
+    """
+    for shape in shapes:
+        dense = {name: _dense(setting, shape, dtype) for name, dtype in setting.baselines.items()}
+        for group in groups:
+            for width in bits:
+                layers = _packed(setting, shape, QuantSpec(width, group), activation)
+                for m in tokens:
+                    yield _row(setting, shape, layers, dense, m)
+
+
+def _dense(setting: Setting, shape: Shape, dtype: torch.dtype) -> list[Tensor]:
+    first = torch.randn(shape.n, shape.k, device=setting.device).mul_(0.02).to(dtype)
+    return [first] + [first.clone() for _ in range(setting.copies(first.nbytes) - 1)]
+
+
+def _packed(setting: Setting, shape: Shape, spec: QuantSpec, activation: str) -> list[QuantLinear]:
+    bias = activation != "none"
+    first = random_layer(shape.n, shape.k, spec, setting.device, setting.dtype, bias=bias, activation=activation)
+    return [first] + [twin(first) for _ in range(setting.copies(first.packed_bytes) - 1)]
+
+
+def _row(setting: Setting, shape: Shape, layers: list[QuantLinear], dense: dict[str, list[Tensor]], m: int) -> Row:
+    first, n, k = layers[0], shape.n, shape.k
+    x = torch.randn(m, k, device=setting.device)
+    bias = dict(first.named_parameters()).get("bias")
+    limits, moved = setting.limits, moved_bytes(first, m, setting.dtype)
+    calls: dict[str, Rotation] = {"packed": _packed_calls(layers, x.to(setting.dtype))}
+    for name, weights in dense.items():
+        calls[name] = _dense_calls(weights, x.to(weights[0].dtype), bias, first.activation)
+    took = setting.timed(calls)
+    packed = took["packed"]
+    limit_us = limits.us(moved, operations(m, n, k))
+    row: Row = {
+        "bench": "gemm",
+        "shape": shape.name,
+        "bits": first.spec.bits,
+        "group": first.spec.group_size,
+        "symmetric": first.spec.symmetric,
+        "activation": first.activation,
+        "m": m,
+        "n": n,
+        "k": k,
+        "dtype": setting.dtype_name,
+        **packed,
+        "tflops": operations(m, n, k) / packed["us"] / 1e6,
+        "weight_bytes": first.packed_bytes,
+        "bytes": moved,
+        "gb_per_s": moved / packed["us"] / 1e3,
+        "read_gb_per_s": limits.gb_per_s,
+        "matmul_tflops": limits.tflops,
+        "bandwidth_share": moved / packed["us"] / 1e3 / limits.gb_per_s,
+        "limit_us": limit_us,
+        "share_of_limit": limit_us / packed["us"],
+        "rotated_bytes": len(layers) * first.packed_bytes,
+        "backend": first.backend,
+        "kernel": mmq_kernels.explain(first, m),
+    }
+    for name in dense:
+        row[f"torch_{name}_us"] = took[name]["us"]
+        row[f"x_torch_{name}"] = took[name]["us"] / packed["us"]
+        row[f"x_torch_{name}_best"] = took[name]["us_min"] / packed["us_min"]
+    return row
+
+
+def _packed_calls(layers: list[QuantLinear], x: Tensor) -> Rotation:
+    return Rotation([lambda layer=layer: layer(x) for layer in layers])  # type: ignore[misc]
+
+
+def _dense_calls(weights: list[Tensor], x: Tensor, bias: Tensor | None, activation: str) -> Rotation:
+    added, epilogue = None if bias is None else bias.to(x.dtype), _EPILOGUES[activation]
+    linear = torch.nn.functional.linear
+    if activation == "none":
+        return Rotation([lambda weight=weight: linear(x, weight, added) for weight in weights])  # type: ignore[misc]
+    return Rotation([lambda weight=weight: epilogue(linear(x, weight, added)) for weight in weights])  # type: ignore[misc]
+
+
+def bench_overhead(setting: Setting, bits: Sequence[int], *, size: int = 1024) -> Iterator[Row]:
+    """Host microseconds of an eager call with m = 1, packed and torch's: what small layers cost without a graph."""
+    weight = torch.randn(size, size, device=setting.device).to(setting.dtype)
+    x = torch.randn(1, size, device=setting.device).to(setting.dtype)
+    for width in bits:
+        layer = random_layer(size, size, QuantSpec(width, 128), setting.device, setting.dtype)
+        yield {
+            "bench": "overhead",
+            "bits": width,
+            "group": 128,
+            "m": 1,
+            "n": size,
+            "k": size,
+            "dtype": setting.dtype_name,
+            "host_us": host_overhead(lambda layer=layer: layer(x), setting.device),  # type: ignore[misc]
+            "torch_host_us": host_overhead(lambda: torch.nn.functional.linear(x, weight), setting.device),
+            "backend": layer.backend,
+        }

@@ -1,0 +1,134 @@
+"""GPTQ of one layer: `ops.gptq_block` against the paper's loop in plain torch, and against what no kernel can save.
+
+Three ways through the same work, all with the factor of the inverse Hessian counted: `blocks` calls the op for each
+block of columns, `columns` goes column by column as in algorithm 1 (arXiv 2210.17323), and `chain` does no more than
+the factor and the trailing updates, which is the floor of the other two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmq_kernels import ops
+from mmq_kernels.bench.record import Row
+from mmq_kernels.bench.setting import Setting
+from mmq_kernels.bench.timing import timed
+from mmq_kernels.spec import QuantSpec
+
+BLOCK = 128
+SPEC = QuantSpec(4, 128)
+
+
+class Grid(NamedTuple):
+    """What a way of quantizing found: codes and the weight that they stand for, both ``[n, k]``."""
+
+    codes: Tensor
+    weight: Tensor
+
+
+def upper_factor(hessian: Tensor) -> Tensor:
+    """Upper Cholesky factor of the inverse."""
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(hessian))
+    return torch.linalg.cholesky(inverse, upper=True)
+
+
+def gptq_by_columns(weight: Tensor, hessian: Tensor, spec: QuantSpec = SPEC, block: int = BLOCK) -> Grid:
+    """The loop of the paper in plain torch, one column at a time."""
+    weight, hinv = weight.clone(), upper_factor(hessian)
+    n, k = weight.shape
+    codes, quantized = torch.empty_like(weight, dtype=torch.uint8), torch.empty_like(weight)
+    for first in range(0, k, block):
+        last = min(k, first + block)
+        errors = weight.new_empty(n, last - first)
+        for j in range(first, last):
+            if j % spec.group_size == 0:
+                part = weight[:, j : j + spec.group_size]
+                low, high = part.amin(1).clamp(max=0), part.amax(1).clamp(min=0)
+                scale = ((high - low) / spec.max_code).half().float()
+                zero = torch.round(-low / scale)
+            column = weight[:, j]
+            code = (torch.round(column / scale) + zero).clamp(0, spec.max_code)
+            codes[:, j], quantized[:, j] = code, scale * (code - zero)
+            error = (column - quantized[:, j]) / hinv[j, j]
+            weight[:, j:last] -= error[:, None] * hinv[j, j:last]
+            errors[:, j - first] = error
+        weight[:, last:] -= errors @ hinv[first:last, last:]
+    return Grid(codes, quantized)
+
+
+def gptq_by_blocks(weight: Tensor, hessian: Tensor, spec: QuantSpec = SPEC, block: int = BLOCK) -> Grid:
+    """The same with `ops.gptq_block`."""
+    weight, hinv = weight.clone(), upper_factor(hessian)
+    k = weight.shape[1]
+    codes, quantized = torch.empty_like(weight, dtype=torch.uint8), torch.empty_like(weight)
+    for first in range(0, k, block):
+        last = min(k, first + block)
+        found, errors, scale, zero = ops.gptq_block(
+            weight[:, first:last], hinv[first:last, first:last], None, None, spec
+        )
+        wide_scale, wide_zero = (
+            part.float().repeat_interleave(spec.group_size, 1)[:, : last - first] for part in (scale, zero)
+        )
+        codes[:, first:last], quantized[:, first:last] = found, wide_scale * (found.float() - wide_zero)
+        weight[:, last:] -= errors @ hinv[first:last, last:]
+    return Grid(codes, quantized)
+
+
+def chain(weight: Tensor, hessian: Tensor, block: int = BLOCK) -> Tensor:
+    """The factor and the trailing updates alone, with the block's own weights in the place of its errors."""
+    weight, hinv = weight.clone(), upper_factor(hessian)
+    k = weight.shape[1]
+    for first in range(0, k, block):
+        last = min(k, first + block)
+        weight[:, last:] -= weight[:, first:last] @ hinv[first:last, last:]
+    return weight
+
+
+def weighted_error(weight: Tensor, quantized: Tensor, hessian: Tensor) -> float:
+    """``tr(D H D^T)`` with ``D = quantized - weight``: the squared error of the layer's output, up to its samples."""
+    difference = quantized - weight
+    return float(((difference @ hessian) * difference).sum(dtype=torch.float64))
+
+
+def bench_gptq(setting: Setting, size: int, *, rounds: int = 3) -> Iterator[Row]:
+    """One layer size x size, 4 bits, groups of 128, in fp32; how far the two ways agree is part of the row.
+
+    Args:
+        rounds: how often each way is timed, all in turns; at least 2.
+    """
+    device = setting.device
+    x = torch.randn(2 * size, size, device=device)
+    hessian = x.t() @ x / (2 * size) + 0.01 * torch.eye(size, device=device)
+    weight = torch.randn(size, size, device=device) * 0.02
+    ways = {
+        "columns": lambda _: gptq_by_columns(weight, hessian),
+        "blocks": lambda _: gptq_by_blocks(weight, hessian),
+        "chain": lambda _: chain(weight, hessian),
+        "factor": lambda _: upper_factor(hessian),
+    }
+    # A Cholesky factorization looks at its own success on the host: no graph can hold it.
+    took = timed(ways, 0, device, least=rounds, graph=False, clock=setting.clock)
+    blocks, columns = gptq_by_blocks(weight, hessian), gptq_by_columns(weight, hessian)
+    yield {
+        "bench": "gptq",
+        "n": size,
+        "k": size,
+        "bits": SPEC.bits,
+        "group": SPEC.group_size,
+        "block": BLOCK,
+        "seconds": took["blocks"]["us"] / 1e6,
+        "seconds_q1": took["blocks"]["us_q1"] / 1e6,
+        "seconds_q3": took["blocks"]["us_q3"] / 1e6,
+        "torch_seconds": took["columns"]["us"] / 1e6,
+        "chain_seconds": took["chain"]["us"] / 1e6,
+        "factor_seconds": took["factor"]["us"] / 1e6,
+        "x_torch": took["columns"]["us"] / took["blocks"]["us"],
+        "x_chain": took["blocks"]["us"] / took["chain"]["us"],
+        "equal_codes": (blocks.codes == columns.codes).float().mean().item(),
+        "equal_weights": (blocks.weight == columns.weight).float().mean().item(),
+        "error_ratio": weighted_error(weight, blocks.weight, hessian) / weighted_error(weight, columns.weight, hessian),
+    }

@@ -1,0 +1,77 @@
+"""Packed layers to measure: of random codes, copies of one, and in the place of a module's linears."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from mmq_kernels import ops
+from mmq_kernels.nn import QuantLinear
+from mmq_kernels.spec import QuantSpec
+
+
+def random_layer(
+    n: int,
+    k: int,
+    spec: QuantSpec,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    bias: bool = False,
+    activation: str = "none",
+) -> QuantLinear:
+    """``W [n, k]`` of random codes, scales around 0.01 and, where asymmetric, random zero points."""
+    groups = spec.groups(k)
+    codes = torch.randint(0, spec.max_code + 1, (n, k), dtype=torch.uint8)
+    scale = torch.rand(n, groups).half() * 0.01
+    zero = None if spec.symmetric else torch.randint(0, spec.max_code + 1, (n, groups), dtype=torch.uint8)
+    added = torch.randn(n).to(dtype) if bias else None
+    layer = QuantLinear.from_codes(codes, scale, zero, spec, bias=added, activation=activation, dtype=dtype)
+    return layer.to(device)
+
+
+def twin(layer: QuantLinear) -> QuantLinear:
+    """The same layer in memory of its own, without packing anything anew."""
+    copy = QuantLinear(
+        layer.in_features,
+        layer.out_features,
+        layer.spec,
+        bias=layer.bias is not None,
+        activation=layer.activation,
+        device=layer.device,
+        dtype=layer.dtype,
+        scale_dtype=layer.scale_runtime.dtype,
+    )
+    theirs = {**dict(layer.named_buffers()), **dict(layer.named_parameters())}
+    for name, ours in (*copy.named_buffers(), *copy.named_parameters()):
+        ours.data.copy_(theirs[name])
+    return copy
+
+
+def rounded(linear: nn.Linear, spec: QuantSpec) -> QuantLinear:
+    """A linear's weight rounded to nearest and packed, on its device."""
+    codes, scale, zero = ops.quantize_rtn(linear.weight.detach(), spec)
+    bias = None if linear.bias is None else linear.bias.detach()
+    return QuantLinear.from_codes(codes, scale, zero, spec, bias=bias, dtype=linear.weight.dtype)
+
+
+def replace_linears(
+    module: nn.Module, replacement: Callable[[str, nn.Linear], nn.Module], *, left_alone: tuple[str, ...] = ()
+) -> int:
+    """Put `replacement(name, linear)` in the place of every linear, in place; returns how many.
+
+    Args:
+        left_alone: last parts of the names of linears to keep.
+    """
+    found = [(name, child) for name, child in module.named_modules() if isinstance(child, nn.Linear)]
+    chosen = [(name, linear) for name, linear in found if name.rpartition(".")[2] not in left_alone]
+    for name, linear in chosen:
+        module.set_submodule(name, replacement(name, linear))
+    return len(chosen)
+
+
+def held_bytes(module: nn.Module) -> int:
+    """Bytes of all parameters and buffers, a tied one counted once."""
+    return sum(tensor.nbytes for tensor in (*module.parameters(), *module.buffers()))

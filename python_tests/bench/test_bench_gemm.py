@@ -1,0 +1,86 @@
+"""Rows of the gemm benchmark: bytes and limits counted by hand, ratios that follow from their times."""
+
+import pytest
+import torch
+
+from mmq_kernels.bench.gemm import bench_gemm, bench_overhead, moved_bytes, operations
+from mmq_kernels.bench.layers import random_layer, twin
+from mmq_kernels.bench.setting import Setting
+from mmq_kernels.bench.shapes import SHAPES, TOKENS, named
+from mmq_kernels.ops import use_backend
+from mmq_kernels.spec import QuantSpec
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def setting() -> Setting:
+    return Setting.standard(CPU, seconds=0.001, quick=True)
+
+
+def test_bytes_counted_by_hand() -> None:
+    with use_backend("reference"):
+        layer = random_layer(40, 64, QuantSpec(4, 32), CPU, torch.float32)
+    words, scales, zeros = 40 * 64 // 2, 40 * 2 * 2, 40 * 2 // 2
+    assert layer.packed_bytes == words + scales + zeros
+    assert moved_bytes(layer, 3, torch.float16) == words + scales + zeros + 3 * (64 + 40) * 2
+    with use_backend("reference"):
+        fused = random_layer(40, 64, QuantSpec(4, 32), CPU, torch.float32, bias=True, activation="gelu")
+    assert moved_bytes(fused, 3, torch.float32) == words + scales + zeros + 40 * 4 + 3 * (64 + 40) * 4
+    assert operations(3, 40, 64) == 2 * 3 * 40 * 64
+
+
+@pytest.mark.parametrize("spec", [QuantSpec(3, 32), QuantSpec(4, -1, symmetric=True)], ids=str)
+def test_a_twin_computes_the_same_in_memory_of_its_own(spec: QuantSpec) -> None:
+    layer = random_layer(24, 72, spec, CPU, torch.float32, bias=True, activation="gelu")
+    other = twin(layer)
+    x = torch.randn(5, 72)
+    assert torch.equal(other(x), layer(x))
+    assert other.weight_runtime.data_ptr() != layer.weight_runtime.data_ptr()
+    layer.scale_runtime.zero_()
+    assert other(x).abs().max() > 1
+
+
+def test_rows_follow_from_their_times(setting: Setting) -> None:
+    rows = list(bench_gemm(setting, named(["64x136", "24x64"]), (2, 7), (-1, 32), (1, 5)))
+    assert [(r["shape"], r["group"], r["bits"], r["m"]) for r in rows[:4]] == [
+        ("64x136", -1, 2, 1),
+        ("64x136", -1, 2, 5),
+        ("64x136", -1, 7, 1),
+        ("64x136", -1, 7, 5),
+    ]
+    assert len(rows) == 16
+    for row in rows:
+        assert row["us_min"] <= row["us_q1"] <= row["us"] <= row["us_q3"]
+        assert row["x_torch_fp32"] == row["torch_fp32_us"] / row["us"]
+        assert row["x_torch_bf16"] == row["torch_bf16_us"] / row["us"]
+        assert row["tflops"] == pytest.approx(2 * row["m"] * row["n"] * row["k"] / row["us"] / 1e6)
+        assert row["gb_per_s"] == pytest.approx(row["bytes"] / row["us"] / 1e3)
+        moving = row["bytes"] / row["read_gb_per_s"] / 1e3
+        multiplying = 2 * row["m"] * row["n"] * row["k"] / row["matmul_tflops"] / 1e6
+        assert row["limit_us"] == pytest.approx(max(moving, multiplying))
+        assert row["share_of_limit"] == pytest.approx(row["limit_us"] / row["us"])
+        assert row["rotated_bytes"] >= setting.rotated_bytes
+        assert row["kernel"].startswith(row["backend"])
+
+
+def test_fused_row_has_bias_and_activation(setting: Setting) -> None:
+    (row,) = bench_gemm(setting, named(["64x136"]), (4,), (32,), (3,), activation="gelu")
+    (plain,) = bench_gemm(setting, named(["64x136"]), (4,), (32,), (3,))
+    assert row["activation"] == "gelu"
+    assert row["bytes"] == plain["bytes"] + 64 * 4
+
+
+def test_overhead_has_both_sides(setting: Setting) -> None:
+    (row,) = bench_overhead(setting, (4,), size=64)
+    assert row["host_us"] > 0
+    assert row["torch_host_us"] > 0
+
+
+def test_shapes_by_name_family_and_size() -> None:
+    assert [shape.name for shape in named(["vit.fc1", "siglip"])] == ["vit.fc1", "siglip.fc1", "siglip.fc2"]
+    assert named(["12x34"])[0][1:] == (12, 34)
+    assert SHAPES["qwen.down"].k % 8 == 4
+    assert list(TOKENS) == sorted(TOKENS)
+    with pytest.raises(ValueError, match=r"a shape must be NxK, one of vit, .*, or one of their layers .*, got 'vat'"):
+        named(["vat"])
