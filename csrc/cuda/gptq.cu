@@ -87,7 +87,7 @@ class Rows {
         __syncthreads();
 #pragma unroll
         for (int i = 0; i < kHeld; ++i) w_[i] = rows_[row_ * kRowPitch + kLanes * i + lane_];
-        __syncthreads();  // errors come to the same place
+        // Errors will come to the same place, each from the lane that read there: no second barrier.
     }
 
     // The grid of the group that begins at column `begin`, from its columns as they stand now, or the one given.

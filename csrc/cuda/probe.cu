@@ -35,10 +35,10 @@ enum class Instruction {
 };
 
 const std::vector<std::string> kNames = {
-    "half_to_float", "bfloat_to_float", "float_to_half",    "float_to_bfloat", "and_or",
-    "funnel_right",  "pick_bytes",      "fma_half",         "fma_bfloat",      "copy_16",
-    "copy_16_once",  "copy_8",          "copies_in_flight", "load_matrices_4", "load_matrices_2",
-    "multiply_half", "multiply_bfloat", "shuffle",          "add_to_counter",
+    "half_to_float",   "bfloat_to_float", "float_to_half",    "float_to_bfloat", "and_or",
+    "funnel_right",    "pick_bytes",      "fma_half",         "fma_bfloat",      "copy_16",
+    "copy_16_once",    "copy_8",          "copies_in_flight", "load_matrices",   "multiply_half",
+    "multiply_bfloat", "shuffle",         "add_to_counter",
 };
 
 struct ProbeCall {

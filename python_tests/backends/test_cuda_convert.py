@@ -1,4 +1,4 @@
-"""Codes, streams, tiles and dense weights of the CUDA backend: bit for bit what mmq_kernels/packing.py and the layout say."""
+"""Codes, streams, tiles and dense weights of the CUDA backend: bit for bit as packing.py and the layout say."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from cases import Case
 from torch import Tensor
 
 from mmq_kernels import packing
+from mmq_kernels.backends import PackedWeight
 from mmq_kernels.spec import BITS, QuantSpec
 
 SHAPES = ((1, 1), (64, 64), (70, 200), (5, 33), (130, 31))
@@ -63,19 +64,15 @@ def test_tiles_are_as_drawn_and_invertible(bits, machine) -> None:
 
 @pytest.mark.parametrize("bits", BITS)
 def test_every_code_in_every_place(bits, machine) -> None:
-    """All codes of a tile in all places of a step, 2^bits times."""
+    """A tile that counts through the codes, begun at different ones."""
     spec = QuantSpec(bits, -1, True)
-    for value in range(2**bits):
+    for value in range(min(16, 2**bits)):
         codes = ((torch.arange(64 * 64).view(64, 64) * 7 + value) % 2**bits).to(torch.uint8)
         words = packing.pack_stream(codes, bits)
         packed = (words.to(machine.device), torch.ones(64, 1, device=machine.device), None)
-        from mmq_kernels.backends import PackedWeight
-
         runtime = machine.backend.prepack(PackedWeight(*packed), spec, 64, 64)
         dense = machine.backend.dequantize(runtime, spec, 64, 64, "cuda", torch.float32)
         assert torch.equal(dense.cpu(), codes.float() - 2 ** (bits - 1))
-        if value >= 16:
-            break
 
 
 @pytest.mark.parametrize("bits", BITS)

@@ -100,7 +100,7 @@ def test_plans_name_no_other_kernel(machine) -> None:
         m, n, k = (int(2 ** draw.uniform(0, 14)) for _ in range(3))
         got = plan(draw.choice(BITS), draw.choice((-1, 16, 32, 48, 128)), m, n, k, draw.choice((0, 1)), 0)
         assert got["token_tiles"] in TOKEN_TILES
-        assert got["whole_tiles"] + (got["sharers"] > 0) * 1 >= 1
+        assert got["whole_tiles"] == got["tiles"] or got["sharers"] >= got["tiles"] - got["whole_tiles"]
         assert got["counters"] == 0 or got["sharers"] > got["counters"]
         assert got["shared_bytes"] <= 227 * 1024
 

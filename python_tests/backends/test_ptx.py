@@ -1,4 +1,4 @@
-"""Each function of csrc/cuda/ptx.cuh alone against arithmetic in numpy: on the emulation, and on a GPU where there is one."""
+"""Each function of csrc/cuda/ptx.cuh alone against arithmetic in numpy, on the emulation and on a GPU."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ def multiply(machine, dtype: str, instruction: str) -> None:
         g, t = divmod(lane, 4)
         for i in range(4):
             exact = product[g + 8 * (i >> 1), 2 * t + (i & 1)] + c[lane, i & 1]
-            # Tensor cores may cut off low bits of terms that are far below the largest; 2^-18 of the terms' sum bounds it.
+            # Tensor cores may cut off low bits of terms far below the largest; 2^-18 of the terms' sizes bounds it.
             size = np.abs(a_values[g + 8 * (i >> 1)]) @ np.abs(b_values[:, 2 * t + (i & 1)]) + abs(c[lane, i & 1])
             assert abs(got[lane, i] - exact) <= 2.0**-18 * size
 
