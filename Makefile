@@ -5,13 +5,14 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 WORKERS ?= auto
+OUT ?= gpu-out
 # A thread that waits gives its core away, which counts where other processes want it.
 export OMP_WAIT_POLICY ?= passive
 BIN := $(VENV)/bin
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 FORMATTED := $(filter %.cpp %.h %.inl %.cu %.cuh,$(CSRC))
 
-.PHONY: help setup demo test lint format bench clean
+.PHONY: help setup demo test lint format bench gpu clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -51,5 +52,8 @@ format: setup  ## rewrite the sources in house style
 bench: setup  ## microbenchmarks of this machine, appended to benchmarks/results
 	$(BIN)/python benchmarks/bench_cpu.py $(ARGS)
 
+gpu:  ## build, test, sanitize and measure on this machine's GPU, with the Python that is there; OUT=folder
+	$(PYTHON) benchmarks/gpu.py --out $(OUT) $(ARGS)
+
 clean:  ## remove what was built; the virtual environment stays
-	rm -rf build dist demo-out *.egg-info mmq_kernels/_C*.so
+	rm -rf build dist demo-out gpu-out *.egg-info mmq_kernels/_C*.so

@@ -21,7 +21,7 @@ codes, scale, zero = ops.quantize_rtn(weight, spec)
 layer = QuantLinear.from_codes(codes, scale, zero, spec)
 assert torch.equal(ops.unpack(ops.pack(codes, 3), 3, 70), codes)
 assert (layer(x) - x @ layer.dequantize().T).abs().max() < 1e-4
-assert mmq_kernels.explain(layer).startswith("reference: cpu: the compiled extension")
+assert mmq_kernels.explain(layer).startswith("reference: cuda: the compiled extension")
 sys.exit(run(["info", "--json"]))
 """
 

@@ -107,12 +107,16 @@ __device__ bool stream_word_of(const PrepackArgs& args, TilePlace place, int i, 
 }
 
 // The word at place `index` (in words) of a tile, composed of the streams of the tile's rows.
-__device__ uint32_t compose_word(int bits, int index, const uint32_t* streams) {
-    const Planes planes = planes_of(bits);
+template <int bits>
+__device__ uint32_t compose_word(int index, const uint32_t* streams) {
+    constexpr Planes planes = planes_of(bits);
     const int vector = index / 128, lane = index % 128 / 4;
-    int p = 0;
-    while (p + 1 < planes.count && planes.low[p + 1] <= vector) ++p;
-    const int width = planes.width[p], low = planes.low[p], flat = 4 * (vector - low) + index % 4;
+    int width = planes.width[0], low = 0;
+#pragma unroll
+    for (int p = 1; p < planes.count; ++p) {
+        if (vector >= planes.low[p]) width = planes.width[p], low = planes.low[p];
+    }
+    const int flat = 4 * (vector - low) + index % 4;
     uint32_t word = 0;
     for (int in_word = 0; in_word < 16 / width; ++in_word) {
         const int pair = flat % width * (16 / width) + in_word;
@@ -127,11 +131,12 @@ __device__ uint32_t compose_word(int bits, int index, const uint32_t* streams) {
     return word;
 }
 
+template <int kBits>
 __global__ void __launch_bounds__(kThreads) prepack_kernel(const __grid_constant__ PrepackArgs args) {
     MMQ_DYNAMIC_SHARED(shared);
     uint32_t* streams = reinterpret_cast<uint32_t*>(shared);
     const TilePlace place = tile_place(args.k);
-    const int words = kTileSide * 2 * args.bits;
+    const int words = kTileSide * 2 * kBits;
     for (int i = static_cast<int>(threadIdx.x); i < words; i += kThreads) {
         int64_t index;
         streams[i] = stream_word_of(args, place, i, &index) ? args.words[index] : 0u;
@@ -139,14 +144,16 @@ __global__ void __launch_bounds__(kThreads) prepack_kernel(const __grid_constant
     __syncthreads();
     uint32_t* tile = args.tiles + static_cast<int64_t>(blockIdx.x) * words;
     for (int i = static_cast<int>(threadIdx.x); i < words; i += kThreads)
-        tile[i] = compose_word(args.bits, i, streams);
+        tile[i] = compose_word<kBits>(i, streams);
 }
 
 // The code at a row and column of a tile.
-__device__ uint32_t code_at(int bits, int row, int column, const uint32_t* tile) {
+template <int bits>
+__device__ uint32_t code_at(int row, int column, const uint32_t* tile) {
     const CodePlace place = place_of(row, column);
-    const Planes planes = planes_of(bits);
+    constexpr Planes planes = planes_of(bits);
     uint32_t code = 0;
+#pragma unroll
     for (int p = 0; p < planes.count; ++p) {
         const int width = planes.width[p], low = planes.low[p];
         const int flat = place.row_tile * width + pair_word(width, place.pair);
@@ -158,23 +165,24 @@ __device__ uint32_t code_at(int bits, int row, int column, const uint32_t* tile)
     return code;
 }
 
+template <int kBits>
 __global__ void __launch_bounds__(kThreads) unprepack_kernel(const __grid_constant__ PrepackArgs args) {
     MMQ_DYNAMIC_SHARED(shared);
     uint32_t* tile = reinterpret_cast<uint32_t*>(shared);
     const TilePlace place = tile_place(args.k);
-    const int words = kTileSide * 2 * args.bits;
+    const int words = kTileSide * 2 * kBits;
     const uint32_t* from = args.tiles + static_cast<int64_t>(blockIdx.x) * words;
     for (int i = static_cast<int>(threadIdx.x); i < words; i += kThreads) tile[i] = from[i];
     __syncthreads();
     for (int i = static_cast<int>(threadIdx.x); i < words; i += kThreads) {
         int64_t index;
         if (!stream_word_of(args, place, i, &index)) continue;
-        const int row = i / (2 * args.bits), first_bit = i % (2 * args.bits) * 32;
+        const int row = i / (2 * kBits), first_bit = i % (2 * kBits) * 32;
         uint32_t word = 0;
-        for (int column = first_bit / args.bits; column * args.bits < first_bit + 32 && column < kTileSide;
+        for (int column = first_bit / kBits; column * kBits < first_bit + 32 && column < kTileSide;
              ++column) {
-            const uint64_t code = code_at(args.bits, row, column, tile);
-            const int at = column * args.bits - first_bit;
+            const uint64_t code = code_at<kBits>(row, column, tile);
+            const int at = column * kBits - first_bit;
             word |= static_cast<uint32_t>(at >= 0 ? code << at : code >> -at);
         }
         args.words[index] = word;
@@ -209,7 +217,7 @@ __device__ void store_values(const DequantizeArgs& args, int64_t i, int count, f
         pairs[e / 2] |= bits << (16 * (e % 2));
     }
     if (reinterpret_cast<uintptr_t>(out) % 16 == 0 && count == 8) {
-        *reinterpret_cast<uint4*>(out) = {pairs[0], pairs[1], pairs[2], pairs[3]};
+        store_16(out, pairs[0], pairs[1], pairs[2], pairs[3]);
     } else {
 #pragma unroll
         for (int e = 0; e < 8; ++e) {
@@ -276,23 +284,13 @@ __global__ void __launch_bounds__(128) dequantize_kernel(const __grid_constant__
     }
 }
 
-template <int kBits>
-void launch_dequantize(const DequantizeArgs& args, Target target) {
-    const int64_t tiles = tile_count(args.weight.n) * tile_count(args.weight.k);
-    launch("dequantize", &dequantize_kernel<kBits>, dim3(static_cast<unsigned>(tiles)), 128,
-           kTileSide * kPitch * static_cast<int>(sizeof(float)), target, args);
-}
-
 unsigned blocks_for(int64_t threads) {
     const int64_t blocks = ceil_div(threads, kThreads);
     return static_cast<unsigned>(blocks < (1 << 20) ? blocks : 1 << 20);
 }
 
-template <class Kernel>
-void launch_tiles(const char* name, Kernel kernel, const PrepackArgs& args, Target target) {
-    const int64_t tiles = tile_count(args.n) * tile_count(args.k);
-    launch(name, kernel, dim3(static_cast<unsigned>(tiles)), kThreads, kTileSide * 8 * args.bits, target,
-           args);
+unsigned tiles_of_weight(int64_t n, int64_t k) {
+    return static_cast<unsigned>(tile_count(n) * tile_count(k));
 }
 
 }  // namespace
@@ -317,14 +315,20 @@ void prepack(const PrepackArgs& args, Target target) {
     if (args.n == 0 || args.k == 0) return;
     MMQ_TRACK(args.words, args.n * stream_words(args.k, args.bits) * 4, kInput);
     MMQ_TRACK(args.tiles, tile_count(args.n) * tile_count(args.k) * args.bits * 512, kOutput);
-    launch_tiles("prepack", &prepack_kernel, args, target);
+    with_bits(args.bits, [&](auto bits) {
+        launch("prepack", &prepack_kernel<bits>, dim3(tiles_of_weight(args.n, args.k)), kThreads,
+               kTileSide * 8 * bits, target, args);
+    });
 }
 
 void unprepack(const PrepackArgs& args, Target target) {
     if (args.n == 0 || args.k == 0) return;
     MMQ_TRACK(args.tiles, tile_count(args.n) * tile_count(args.k) * args.bits * 512, kInput);
     MMQ_TRACK(args.words, args.n * stream_words(args.k, args.bits) * 4, kOutput);
-    launch_tiles("unprepack", &unprepack_kernel, args, target);
+    with_bits(args.bits, [&](auto bits) {
+        launch("unprepack", &unprepack_kernel<bits>, dim3(tiles_of_weight(args.n, args.k)), kThreads,
+               kTileSide * 8 * bits, target, args);
+    });
 }
 
 void dequantize(const DequantizeArgs& args, Target target) {
@@ -332,22 +336,10 @@ void dequantize(const DequantizeArgs& args, Target target) {
     if (weight.n == 0 || weight.k == 0) return;
     track_weight(weight);
     MMQ_TRACK(args.out, weight.n * weight.k * (args.dtype == Dtype::kFloat32 ? 4 : 2), kOutput);
-    switch (weight.bits) {
-        case 2:
-            return launch_dequantize<2>(args, target);
-        case 3:
-            return launch_dequantize<3>(args, target);
-        case 4:
-            return launch_dequantize<4>(args, target);
-        case 5:
-            return launch_dequantize<5>(args, target);
-        case 6:
-            return launch_dequantize<6>(args, target);
-        case 7:
-            return launch_dequantize<7>(args, target);
-        default:
-            return launch_dequantize<8>(args, target);
-    }
+    with_bits(weight.bits, [&](auto bits) {
+        launch("dequantize", &dequantize_kernel<bits>, dim3(tiles_of_weight(weight.n, weight.k)), 128,
+               kTileSide * kPitch * static_cast<int>(sizeof(float)), target, args);
+    });
 }
 
 }  // namespace mmq::cuda

@@ -17,30 +17,6 @@ MMQ_EXTERN(7)
 MMQ_EXTERN(8)
 #undef MMQ_EXTERN
 
-namespace {
-
-template <class T>
-void launch_width(const GemmCall& call, Target target) {
-    switch (call.args.weight.bits) {
-        case 2:
-            return launch_gemm<T, 2>(call, target);
-        case 3:
-            return launch_gemm<T, 3>(call, target);
-        case 4:
-            return launch_gemm<T, 4>(call, target);
-        case 5:
-            return launch_gemm<T, 5>(call, target);
-        case 6:
-            return launch_gemm<T, 6>(call, target);
-        case 7:
-            return launch_gemm<T, 7>(call, target);
-        default:
-            return launch_gemm<T, 8>(call, target);
-    }
-}
-
-}  // namespace
-
 void gemm(const GemmArgs& args, Target target) {
     const int64_t m = args.m, n = args.weight.n, k = args.weight.k;
     if (m == 0 || n == 0) return;
@@ -53,11 +29,13 @@ void gemm(const GemmArgs& args, Target target) {
     MMQ_TRACK(args.y, m * n * 2, kOutput);
     MMQ_TRACK(args.partials, call.plan.partial_floats * 4, kWorkspace);
     MMQ_TRACK(args.counters, call.plan.counters * 4, kCounters);
-    if (args.dtype == Dtype::kFloat16) {
-        launch_width<Half>(call, target);
-    } else {
-        launch_width<BFloat>(call, target);
-    }
+    with_bits(args.weight.bits, [&](auto bits) {
+        if (args.dtype == Dtype::kFloat16) {
+            launch_gemm<Half, bits>(call, target);
+        } else {
+            launch_gemm<BFloat, bits>(call, target);
+        }
+    });
 }
 
 }  // namespace mmq::cuda

@@ -181,25 +181,37 @@ class Block {
             } else {
                 constexpr int vectors = width * kRowTiles / 4;
 #pragma unroll
-                for (int v = 0; v < vectors; ++v)
-                    copy_16_once(to + low * 128 * kRowTiles + (v * 32 + lane_) * 16,
-                                 from + (low + half() * vectors + v) * 128);
+                for (int v = 0; v < vectors; ++v) {
+                    unsigned char* there = to + low * 128 * kRowTiles + (v * 32 + lane_) * 16;
+                    const uint32_t* here = from + (low + half() * vectors + v) * 128;
+                    if (plan_.token_blocks == 1) {
+                        copy_16_once(there, here);
+                    } else {
+                        copy_16(there, here, true);  // other blocks will want it too
+                    }
+                }
             }
         }
     }
 
+    // Group of a column: a multiplication instead of a division.
+    __device__ __forceinline__ int group_of(int column) const {
+        return static_cast<int>(static_cast<uint64_t>(column / kStepColumns) * plan_.group_magic >> 32);
+    }
+
     __device__ __forceinline__ void load_grids(int unit, int stage) {
-        const int column = unit * kTileSide;
-        const int64_t last =
-            column + kTileSide < args_.weight.k ? column + kTileSide - 1 : args_.weight.k - 1;
-        const int first_group = static_cast<int>(column / args_.weight.group_size);
-        const int groups = static_cast<int>(last / args_.weight.group_size) - first_group + 1;
-        const int chunks = kTileSide * plan_.scale_bytes / 16;
-        const int64_t row_bytes = static_cast<int64_t>(row_tiles()) * kTileSide * plan_.scale_bytes;
-        const char* scale = static_cast<const char*>(args_.weight.scale) + first_group * row_bytes +
-                            row_tile() * kTileSide * plan_.scale_bytes;
-        for (int i = lane_; i < groups * chunks; i += 32)
-            copy_16(scales_at(stage) + i * 16, scale + i / chunks * row_bytes + i % chunks * 16, true);
+        const int column = unit * kTileSide, k = static_cast<int>(args_.weight.k);
+        const int first_group = group_of(column);
+        const int groups =
+            group_of(column + kTileSide < k ? column + kTileSide - 1 : k - 1) - first_group + 1;
+        const int chunks = plan_.scale_bytes == 4 ? 16 : 8;  // of 16 bytes, for the 64 scales of a group
+        const int64_t row_bytes = static_cast<int64_t>(row_tiles()) * chunks * 16;
+        const char* scale =
+            static_cast<const char*>(args_.weight.scale) + first_group * row_bytes + row_tile() * chunks * 16;
+        for (int i = lane_; i < groups * chunks; i += 32) {
+            const int group = plan_.scale_bytes == 4 ? i / 16 : i / 8;
+            copy_16(scales_at(stage) + i * 16, scale + group * row_bytes + (i - group * chunks) * 16, true);
+        }
         if (args_.weight.zero == nullptr) return;
         const uint32_t* zero =
             args_.weight.zero + (static_cast<int64_t>(first_group) * row_tiles() + row_tile()) * 2 * kBits;
@@ -216,6 +228,7 @@ class Block {
 
     __device__ __forceinline__ void load_tokens(int unit, int stage) {
         constexpr int kChunks = BLOCK_K / 8;
+#pragma unroll 1
         for (int i = thread_; i < 8 * active_ * kChunks; i += kGemmThreads) {
             const int64_t token = first_token_ + i / kChunks, column = unit * BLOCK_K + i % kChunks * 8;
             const bool inside = token < args_.m && column < args_.weight.k;
@@ -228,6 +241,7 @@ class Block {
     // The same where columns are permuted or scaled, or rows are not aligned: one value at a time.
     __device__ __forceinline__ void gather_tokens(int unit, int stage) {
         constexpr int kChunks = BLOCK_K / 8;
+#pragma unroll 1
         for (int i = thread_; i < 8 * active_ * kChunks; i += kGemmThreads) {
             const int64_t token = first_token_ + i / kChunks, column = unit * BLOCK_K + i % kChunks * 8;
             uint32_t pairs[4] = {};
@@ -367,7 +381,7 @@ class Block {
     __device__ __forceinline__ bool begins_group(int column) const {
         if (kStep == 0 || plan_.groups_per_tile == 1) return false;
         const int first = column + kStep * kStepColumns;
-        return first < args_.weight.k && first % static_cast<int>(args_.weight.group_size) == 0;
+        return first < args_.weight.k && group_of(first) != group_of(first - 1);
     }
 
     template <int kStep>
@@ -447,17 +461,20 @@ class Block {
 
     // --- sums of other warps and blocks ---
 
+    // `function` on the four sums of each fragment, of which there are kRowTiles for a token tile.
     template <class Function>
-    __device__ __forceinline__ void each_sum(const Function& function) {
+    __device__ __forceinline__ void each_fragment(const Function& function) {
 #pragma unroll
         for (int j = 0; j < kTokenTiles; ++j) {
             if (j >= active_) break;
 #pragma unroll
-            for (int r = 0; r < kRowTiles; ++r) {
-#pragma unroll
-                for (int i = 0; i < 4; ++i) function((j * kRowTiles + r) * 4 + i, sum_[r][j][i]);
-            }
+            for (int r = 0; r < kRowTiles; ++r) function(j, r, sum_[r][j]);
         }
+    }
+
+    // Place of a fragment of this thread among the partial sums of a block.
+    __device__ __forceinline__ int fragment_at(int j, int r) const {
+        return ((j * kRowTiles + r) * kGemmThreads + thread_) * 4;
     }
 
     // Where a block leaves its part of remaining tile `rest`: of two places, the first if its share begins in it.
@@ -477,7 +494,10 @@ class Block {
         const int64_t first_unit = static_cast<int64_t>(rest) * plan_.units;
         const int first = block_of(first_unit), last = block_of(first_unit + plan_.units - 1);
         float* mine = partials_of(blockIdx.x, rest);
-        each_sum([&](int i, float& sum) { mine[i * kGemmThreads + thread_] = sum; });
+        each_fragment([&](int j, int r, const float (&sum)[4]) {
+            store_16(mine + fragment_at(j, r), bitcast<uint32_t>(sum[0]), bitcast<uint32_t>(sum[1]),
+                     bitcast<uint32_t>(sum[2]), bitcast<uint32_t>(sum[3]));
+        });
         __syncthreads();  // all of the block's part is written before it counts
         int* is_last = reinterpret_cast<int*>(shared_);
         if (thread_ == 0)
@@ -487,10 +507,15 @@ class Block {
         __syncthreads();  // the flag's place is used again
         if (!mine_to_store) return false;
         if (thread_ == 0) args_.counters[rest] = 0;  // for the next launch
-        each_sum([](int, float& sum) { sum = 0.0f; });
+        clear(sum_);
         for (int block = first; block <= last; ++block) {
             const float* part = partials_of(block, rest);
-            each_sum([&](int i, float& sum) { sum += part[i * kGemmThreads + thread_]; });
+            each_fragment([&](int j, int r, float (&sum)[4]) {
+                uint32_t four[4];
+                load_16(part + fragment_at(j, r), four);
+#pragma unroll
+                for (int i = 0; i < 4; ++i) sum[i] += bitcast<float>(four[i]);
+            });
         }
         return true;
     }
@@ -503,10 +528,12 @@ class Block {
         constexpr int kPitch = BLOCK_N + 4;  // floats; the lanes of a warp write to all banks
         float* tile = reinterpret_cast<float*>(shared_);
         const int lane_row = warp_ * 16 * kRowTiles + lane_ / 4;
-        each_sum([&](int i, float& sum) {
-            const int row = lane_row + i / 4 % kRowTiles * 16 + i % 4 / 2 * 8;
-            const int token = i / (4 * kRowTiles) * 8 + lane_ % 4 * 2 + i % 2;
-            tile[token * kPitch + row] = sum;
+        each_fragment([&](int j, int r, const float (&sum)[4]) {
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const int row = lane_row + 16 * r + i / 2 * 8, token = 8 * j + lane_ % 4 * 2 + i % 2;
+                tile[token * kPitch + row] = sum[i];
+            }
         });
         __syncthreads();
         const int64_t first_row = static_cast<int64_t>(row_block_) * BLOCK_N;
@@ -532,7 +559,7 @@ class Block {
             for (int p = 0; p < 4; ++p)
                 pairs[p] = from_float<T>(values[2 * p]) |
                            static_cast<uint32_t>(from_float<T>(values[2 * p + 1])) << 16;
-            *reinterpret_cast<uint4*>(y) = {pairs[0], pairs[1], pairs[2], pairs[3]};
+            store_16(y, pairs[0], pairs[1], pairs[2], pairs[3]);
         } else {
             for (int e = 0; e < count; ++e) y[e] = from_float<T>(values[e]);
         }

@@ -40,6 +40,15 @@ int shared_share(const DeviceLimits& limits, int token_tiles) {
     return std::min(limits.shared_per_block, limits.shared_per_multiprocessor / blocks - reserved);
 }
 
+// Rounded up, so that the product with any column / 16 below 2^32 / (group_size / 16) is exact where it is cut off.
+uint64_t group_magic(const Weight& weight) {
+    if (weight.group_size >= weight.k) return 0;
+    const uint64_t steps = static_cast<uint64_t>(weight.group_size) / kStepColumns;
+    if (static_cast<uint64_t>(weight.k) * steps >= uint64_t{1} << 35)
+        throw std::invalid_argument("k * group_size must be below 2^39, got k = " + std::to_string(weight.k));
+    return steps == 1 ? uint64_t{1} << 32 : (uint64_t{1} << 32) / steps + 1;
+}
+
 void choose_tile(const GemmArgs& args, const DeviceLimits& limits, GemmPlan& plan) {
     for (int token_tiles : {11, 4, 2, 1}) {
         if (token_tiles > fewest_token_tiles(args.m)) continue;
@@ -74,6 +83,7 @@ GemmPlan gemm_plan(const GemmArgs& args, const DeviceLimits& limits) {
     const Weight& weight = args.weight;
     GemmPlan plan{};
     const bool one_group = weight.group_size >= weight.k || weight.group_size % kTileSide == 0;
+    plan.group_magic = group_magic(weight);
     plan.groups_per_tile = one_group ? 1 : static_cast<int>(2 + 32 / weight.group_size);
     plan.scale_bytes = weight.scale_dtype == Dtype::kFloat32 ? 4 : 2;
     plan.direct = args.perm == nullptr && args.input_scale == nullptr && weight.k % 8 == 0 && aligned(args.x);

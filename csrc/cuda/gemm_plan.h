@@ -11,7 +11,7 @@ constexpr int kGemmRows = 256;  // rows of W that a block takes
 
 // Blocks that a multiprocessor runs at a time: what their registers allow.
 MMQ_BOTH constexpr int blocks_per_multiprocessor(int token_tiles) {
-    return token_tiles <= 2 ? 2 : 1;
+    return token_tiles == 1 ? 2 : 1;
 }
 
 struct GemmPlan {
@@ -24,11 +24,12 @@ struct GemmPlan {
     int units;         // steps along k of one tile
     int stages;        // of shared memory
     int stage_bytes;
-    int shared_bytes;     // in all
-    int groups_per_tile;  // groups that 64 columns may touch
-    int scale_bytes;      // of one scale
-    bool direct;          // x is copied as it is; otherwise value by value
-    bool aligned_rows;    // rows of y begin at multiples of 16 bytes
+    int shared_bytes;      // in all
+    uint64_t group_magic;  // group = (column / 16) * group_magic >> 32
+    int groups_per_tile;   // groups that 64 columns may touch
+    int scale_bytes;       // of one scale
+    bool direct;           // x is copied as it is; otherwise value by value
+    bool aligned_rows;     // rows of y begin at multiples of 16 bytes
     int64_t partial_floats;
     int counters;
 };

@@ -32,13 +32,15 @@ enum class Instruction {
     kMultiplyAddBFloat,
     kShuffle,
     kAddToCounter,
+    kStore16,
+    kLoad16,
 };
 
 const std::vector<std::string> kNames = {
     "half_to_float",   "bfloat_to_float", "float_to_half",    "float_to_bfloat", "and_or",
     "funnel_right",    "pick_bytes",      "fma_half",         "fma_bfloat",      "copy_16",
     "copy_16_once",    "copy_8",          "copies_in_flight", "load_matrices",   "multiply_half",
-    "multiply_bfloat", "shuffle",         "add_to_counter",
+    "multiply_bfloat", "shuffle",         "add_to_counter",   "store_16",        "load_16",
 };
 
 struct ProbeCall {
@@ -138,8 +140,16 @@ __global__ void __launch_bounds__(32) probe_kernel(const __grid_constant__ Probe
         case Instruction::kShuffle:  // a float, a lane
             out[0] = bitcast<uint32_t>(shuffle(bitcast<float>(in[0]), static_cast<int>(in[1] % 32)));
             break;
-        case Instruction::
-            kAddToCounter:  // what to add to out[0, 0], from every lane; out[l, 1]: the value before
+        case Instruction::kStore16:  // four words
+            store_16(out, in[0], in[1], in[2], in[3]);
+            break;
+        case Instruction::kLoad16: {
+            uint32_t r[4];
+            load_16(in, r);
+            for (int i = 0; i < 4; ++i) out[i] = r[i];
+            break;
+        }
+        case Instruction::kAddToCounter:  // what each lane adds to out[0, 0]; out[l, 1]: the value before
             call.out[lane * 4 + 1] = add_to_counter(call.out, in[0]);
             break;
     }

@@ -169,6 +169,30 @@ __device__ __forceinline__ uint32_t fma2<BFloat>(uint32_t a, uint32_t b, uint32_
 }
 #endif
 
+// --- 16 bytes of global memory at once, which the compiler would not always do ---
+
+__device__ __forceinline__ void store_16(void* global, uint32_t a, uint32_t b, uint32_t c, uint32_t d) {
+#ifdef MMQ_EMULATE
+    *static_cast<uint4*>(global) = uint4{a, b, c, d};
+#else
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(a), "r"(b), "r"(c), "r"(d)
+                 : "memory");
+#endif
+}
+
+// Past L1, so that it sees what other multiprocessors wrote.
+__device__ __forceinline__ void load_16(const void* global, uint32_t (&r)[4]) {
+#ifdef MMQ_EMULATE
+    const uint4 all = *static_cast<const uint4*>(global);
+    r[0] = all.x, r[1] = all.y, r[2] = all.z, r[3] = all.w;
+#else
+    asm volatile("ld.global.cg.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "l"(global)
+                 : "memory");
+#endif
+}
+
 // --- shared memory and asynchronous copies ---
 
 #ifndef MMQ_EMULATE

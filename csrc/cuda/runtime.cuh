@@ -5,6 +5,8 @@
 #include "device.h"
 #include "platform.cuh"
 
+#include <type_traits>
+
 #ifndef MMQ_EMULATE
 #include <mutex>
 #include <set>
@@ -14,6 +16,27 @@
 #endif
 
 namespace mmq::cuda {
+
+// Calls a function with the width as a compile-time constant.
+template <class Function>
+void with_bits(int bits, const Function& function) {
+    switch (bits) {
+        case 2:
+            return function(std::integral_constant<int, 2>{});
+        case 3:
+            return function(std::integral_constant<int, 3>{});
+        case 4:
+            return function(std::integral_constant<int, 4>{});
+        case 5:
+            return function(std::integral_constant<int, 5>{});
+        case 6:
+            return function(std::integral_constant<int, 6>{});
+        case 7:
+            return function(std::integral_constant<int, 7>{});
+        default:
+            return function(std::integral_constant<int, 8>{});
+    }
+}
 
 constexpr int kDefaultShared = 48 * 1024;  // bytes a kernel may use without asking
 

@@ -123,10 +123,11 @@ class Backend(ABC):
         activation: str,
         perm: Tensor | None = None,
         input_scale: Tensor | None = None,
+        kernel: str = "",
     ) -> Tensor:
         """``activation((x [m, k] / input_scale)[:, perm] @ W[n, k]^T + bias [n])`` in x's dtype, accumulated in fp32.
 
-        x is contiguous; `transformed` is what `perm` and `input_scale` mean.
+        x is contiguous; `transformed` is what `perm` and `input_scale` mean; `kernel` is what `self.kernel` said.
         """
 
     @abstractmethod

@@ -73,6 +73,7 @@ class CpuBackend(Backend):
         activation: str,
         perm: Tensor | None = None,
         input_scale: Tensor | None = None,
+        kernel: str = "",
         isa: str = "",
     ) -> Tensor:
         x = transformed(x, perm, input_scale)

@@ -135,11 +135,9 @@ class CudaBackend(Backend):
         activation: str,
         perm: Tensor | None = None,
         input_scale: Tensor | None = None,
-        kernel: str | None = None,
+        kernel: str = "packed",
     ) -> Tensor:
         m, k = x.shape
-        if kernel is None:
-            kernel = self.kernel(Call("gemm", x.device, x.dtype, layout, spec, m, n, k)).name
         if kernel == "dense":
             return self._dense(transformed(x, perm, input_scale), runtime, bias, spec, n, activation)
         if m > GATHERED_TOKENS:

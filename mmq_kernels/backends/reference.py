@@ -47,6 +47,7 @@ class ReferenceBackend(Backend):
         activation: str,
         perm: Tensor | None = None,
         input_scale: Tensor | None = None,
+        kernel: str = "",
     ) -> Tensor:
         x = transformed(x, perm, input_scale)
         weight = self.dequantize(runtime, spec, n, x.shape[1], layout, torch.float32)

@@ -93,7 +93,8 @@ def _gemm(x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, 
     rows = x.reshape(-1, k).contiguous()
     choice = select("gemm", x.device, spec=spec, dtype=x.dtype, layout=layout, m=rows.shape[0], n=n, k=k)
     runtime = RuntimeWeight(weight, scale, zero)
-    y = backends.backend(choice.backend).gemm(rows, runtime, bias, spec, n, layout, activation, perm, input_scale)
+    serve = backends.backend(choice.backend).gemm
+    y = serve(rows, runtime, bias, spec, n, layout, activation, perm, input_scale, choice.kernel)
     return y.view(*x.shape[:-1], n)
 
 

@@ -11,6 +11,9 @@ from torch import Tensor
 from mmq_kernels.backends import ACTIVATIONS, backend_of_layout
 from mmq_kernels.spec import QuantSpec
 
+_CHECKED = "_mmq_checked"
+"""Attribute of a weight's tensor that remembers a check."""
+
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -20,7 +23,8 @@ def _require(condition: bool, name: str, requirement: str, got: object) -> None:
 
 
 def _float(name: str, dtype: torch.dtype) -> None:
-    _require(dtype in FLOATS, f"{name} dtype", "float16, bfloat16 or float32", dtype)
+    if dtype not in FLOATS:
+        raise ValueError(f"{name} dtype must be float16, bfloat16 or float32, got {dtype}")
 
 
 def _shape(name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
@@ -47,7 +51,34 @@ def _weight(
     k: int,
     layout: str,
 ) -> QuantSpec:
-    """The runtime tensors of a weight against the numbers that describe them."""
+    """The runtime tensors of a weight against the numbers that describe them.
+
+    A weight that was found right is marked, with the tensors it came with: the next call of the same layer compares
+    identities instead of shapes.
+    """
+    numbers = (bits, group_size, n, k, layout)
+    known = weight.__dict__.get(_CHECKED) if type(weight) is Tensor else None
+    if known is not None:
+        spec, seen, known_scale, known_zero, known_perm = known
+        if seen == numbers and known_scale is scale and known_zero is zero and known_perm is perm:
+            return spec
+    spec = _check_weight(weight, scale, zero, perm, bits, group_size, n, k, layout)
+    if type(weight) is Tensor:
+        weight.__dict__[_CHECKED] = (spec, numbers, scale, zero, perm)
+    return spec
+
+
+def _check_weight(
+    weight: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    perm: Tensor | None,
+    bits: int,
+    group_size: int,
+    n: int,
+    k: int,
+    layout: str,
+) -> QuantSpec:
     spec = QuantSpec(bits, group_size, symmetric=zero is None)
     _sizes(n, k)
     shapes = backend_of_layout(layout).runtime_shapes(spec, n, k)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -90,13 +91,15 @@ def select(
     Raises:
         RuntimeError: when a forced backend cannot serve the call, or none can.
     """
-    device = torch.device(device)
-    forced, asked = forced_backend(), None
-    names: tuple[str, ...] = backends.NAMES
-    if forced:
-        name, asked = _parse(forced, "backend")
-        names = (name,)
-    call = Call(op, device, dtype, layout, spec, m, n, k, asked)
+    forced = forced_backend()
+    asked = _parse(forced, "backend")[1] if forced else None
+    return _decide(Call(op, torch.device(device), dtype, layout, spec, m, n, k, asked), forced)
+
+
+@lru_cache(maxsize=2**14)
+def _decide(call: Call, forced: str | None) -> Choice:
+    """The decision itself; what it depends on besides its arguments does not change while a process runs."""
+    names = (forced.partition("/")[0],) if forced else backends.NAMES
     refusals: list[str] = []
     for name in names:
         refusal = _why_not(name, call)
@@ -106,7 +109,7 @@ def select(
             return Choice(name, kernel, "; ".join(filter(None, (why, *reasons))) or "preferred")
         refusals.append(f"{name}: {refusal}")
     asked_for = f"backend {forced!r} was asked for but" if forced else "no backend"
-    raise RuntimeError(f"{asked_for} cannot serve mmq.{op} on {device}: {'; '.join(refusals)}")
+    raise RuntimeError(f"{asked_for} cannot serve mmq.{call.op} on {call.device}: {'; '.join(refusals)}")
 
 
 def _why_not(name: str, call: Call) -> str | None:

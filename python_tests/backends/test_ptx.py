@@ -159,6 +159,18 @@ def copy_16_once(machine) -> None:
 
 
 @check
+def store_16(machine) -> None:
+    words = random_words()
+    assert np.array_equal(probe(machine, "store_16", words), words[:, :4])
+
+
+@check
+def load_16(machine) -> None:
+    words = random_words()
+    assert np.array_equal(probe(machine, "load_16", words), words[:, :4])
+
+
+@check
 def copy_8(machine) -> None:
     words = random_words()
     assert np.array_equal(probe(machine, "copy_8", words)[:, :2], words[:, :2])

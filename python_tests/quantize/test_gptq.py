@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from mmq_kernels.backends.blocks import grid_blocks
 from mmq_kernels.quantize import GptqSettings, Hessian, QuantizationError, gptq, quantize_weight
-from mmq_kernels.quantize.gptq import _blocks, factorize, weighted_error
+from mmq_kernels.quantize.gptq import BLOCK, factorize, weighted_error
 from mmq_kernels.spec import QuantSpec
 
 SETTINGS = GptqSettings()
@@ -76,7 +77,7 @@ def test_beats_rounding_where_inputs_correlate(bits, group_size) -> None:
 
 @pytest.mark.parametrize(("group_size", "k"), [(-1, 300), (8, 300), (96, 300), (128, 300), (256, 300), (512, 300)])
 def test_blocks_cover_every_column_once_and_never_split_a_small_group(group_size, k) -> None:
-    blocks = list(_blocks(k, QuantSpec(4, group_size)))
+    blocks = list(grid_blocks(k, QuantSpec(4, group_size), BLOCK))
     assert [start for start, _, _ in blocks] == [0] + [end for _, end, _ in blocks[:-1]]
     assert blocks[-1][1] == k
     assert all(end - start <= 128 for start, end, _ in blocks)
