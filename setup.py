@@ -72,13 +72,20 @@ def cuda_toolkit() -> tuple[Path, Path] | None:
     return None
 
 
-def cuda_archs() -> list[str]:
-    """Compute capabilities to compile for."""
-    archs = [arch.strip() for arch in (os.environ.get("MMQ_CUDA_ARCHS") or ARCHS).split(";") if arch.strip()]
+def cuda_archs(nvcc: Path) -> list[str]:
+    """Compute capabilities to compile for: those asked for, or those of the default that this nvcc knows."""
+    asked = os.environ.get("MMQ_CUDA_ARCHS")
+    archs = [arch.strip() for arch in (asked or ARCHS).split(";") if arch.strip()]
     for arch in archs:
         if not arch.rstrip("af").isdigit():
             sys.exit(f'MMQ_CUDA_ARCHS must be capabilities like "80;90a", got {arch!r}')
-    return archs
+    if asked:
+        return archs
+    known = subprocess.run([str(nvcc), "--list-gpu-code"], capture_output=True, text=True, check=True).stdout.split()
+    kept = [arch for arch in archs if f"sm_{arch.rstrip('af')}" in known]
+    if kept != archs:
+        print(f"{nvcc} knows only {', '.join(known)}: compiling for {', '.join(kept)}")
+    return kept
 
 
 def escape(path: Path | str) -> str:
@@ -98,15 +105,15 @@ class BuildNative(build_ext):
         target.parent.mkdir(parents=True, exist_ok=True)
         toolkit = cuda_toolkit()
         includes = [pybind11.get_include(), sysconfig.get_path("include")]
-        self.write_config(build / "build_config.h", toolkit is not None)
+        self.write_config(build / "build_config.h", cuda_archs(toolkit[0]) if toolkit else [])
         (build / "build.ninja").write_text(self.rules(includes, toolkit, build, target))
         self.run_ninja(build)
 
-    def write_config(self, path: Path, cuda: bool) -> None:
+    def write_config(self, path: Path, archs: list[str]) -> None:
         """What the module says about its build; rewritten only when it changed, so that nothing recompiles."""
         lines = ["#pragma once", f'#define MMQ_VERSION "{self.distribution.get_version()}"']
-        if cuda:
-            lines.append(f'#define MMQ_CUDA_ARCHS "{";".join(cuda_archs())}"')
+        if archs:
+            lines.append(f'#define MMQ_CUDA_ARCHS "{";".join(archs)}"')
         text = "\n".join(lines) + "\n"
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
@@ -128,7 +135,7 @@ class BuildNative(build_ext):
         ]
         if toolkit:
             nvcc, runtime = toolkit
-            archs = cuda_archs()
+            archs = cuda_archs(nvcc)
             codes = [f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in archs]
             codes.append(f"-gencode arch=compute_{archs[-1]},code=compute_{archs[-1]}")
             lines += [

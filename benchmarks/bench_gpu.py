@@ -1,10 +1,11 @@
 """What the kernels reach on this GPU: linears, GPTQ, whole blocks and decoding, against torch in fp16 in the same run.
 
-    python benchmarks/bench_gpu.py [--full] [--seconds S] [--out FILE] [--roofline FILE]
+    python benchmarks/bench_gpu.py [--full | --all] [--seconds S] [--out FILE] [--roofline FILE]
 
 Meant to take four minutes on an H200: 8192 x 8192, group 128, at 8, 4, 3 and 2 bits; ViT-g's fc1 with bias and gelu
 fused; one layer of GPTQ; blocks of BLIP-2; decoding with the whole of it; what a call costs the host. `--full` adds
-every shape of `mmq_kernels.bench.shapes` at 2..8 bits. Lines are appended as they are found. Where the package lies
+every shape of `mmq_kernels.bench.shapes` at 2..8 bits; `--all` does so at every number of tokens and group size there,
+which takes a quarter of an hour and more. Lines are appended as they are found. Where the package lies
 without its git checkout, the environment variable MMQ_COMMIT names the commit.
 """
 
@@ -27,13 +28,13 @@ from mmq_kernels.bench.lines import line
 from mmq_kernels.bench.record import Row, append, provenance, read
 from mmq_kernels.bench.roofline import write_roofline
 from mmq_kernels.bench.setting import Setting
-from mmq_kernels.bench.shapes import PATCHES, SHAPES, named
+from mmq_kernels.bench.shapes import GROUPS, PATCHES, SHAPES, TOKENS, named
 from mmq_kernels.spec import BITS
 
 FULL_TOKENS = (1, 16, PATCHES, 1024)
 
 
-def parts(setting: Setting, full: bool) -> dict[str, Callable[[], Iterator[Row]]]:
+def parts(setting: Setting, full: bool, everything: bool) -> dict[str, Callable[[], Iterator[Row]]]:
     """What to run, in this order; a part holds memory only while it runs."""
     square, fc1 = named(["square.8192"]), named(["vit.fc1"])
     chosen: dict[str, Callable[[], Iterator[Row]]] = {
@@ -44,8 +45,10 @@ def parts(setting: Setting, full: bool) -> dict[str, Callable[[], Iterator[Row]]
         "blocks": lambda: bench_blocks(setting, (4, 8)),
         "decode": lambda: bench_decode(setting, (4,)),
     }
-    if full:
-        others = [shape for name, shape in SHAPES.items() if name != "square.8192"]
+    others = [shape for name, shape in SHAPES.items() if name != "square.8192"]
+    if everything:
+        chosen["shapes"] = lambda: bench_gemm(setting, [*square, *others], BITS, GROUPS, TOKENS)
+    elif full:
         chosen["shapes"] = lambda: bench_gemm(setting, others, BITS, (128,), FULL_TOKENS)
     return chosen
 
@@ -53,6 +56,7 @@ def parts(setting: Setting, full: bool) -> dict[str, Callable[[], Iterator[Row]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="every shape at 2..8 bits too")
+    parser.add_argument("--all", action="store_true", help="and every number of tokens and group size")
     parser.add_argument("--seconds", type=float, default=0.2, help="time for each row")
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu.jsonl", help="file that lines are appended to")
     parser.add_argument("--roofline", type=Path, help="HTML file to draw the linears to")
@@ -64,7 +68,7 @@ def main() -> None:
     print(" | ".join(str(value) for value in about.values()))
     setting = Setting.standard(torch.device("cuda", torch.cuda.current_device()), seconds=options.seconds)
     started = time.perf_counter()
-    for name, part in parts(setting, options.full).items():
+    for name, part in parts(setting, options.full, options.all).items():
         begin = time.perf_counter()
         for row in part():
             print(line(row), flush=True)

@@ -61,6 +61,7 @@ class Block {
 
   private:
     static constexpr int BLOCK_M = 8 * kTokenTiles, BLOCK_N = kGemmRows, BLOCK_K = kTileSide;
+    static constexpr int kChunks = BLOCK_K / 8;                 // 16-byte pieces of a token in a unit
     static constexpr int kWordBytes = 128 * kBits * kRowTiles;  // of a warp in a stage
 
     using Sums = float[kRowTiles][kTokenTiles][4];
@@ -107,8 +108,8 @@ class Block {
         row_block_ = tile / plan_.token_blocks;
         first_token_ = tile % plan_.token_blocks * BLOCK_M;
         const int64_t left = args_.m - first_token_;
-        const int tokens = left < BLOCK_M ? static_cast<int>(left) : BLOCK_M;
-        active_ = (tokens + 7) / 8;
+        tokens_ = left < BLOCK_M ? static_cast<int>(left) : BLOCK_M;
+        active_ = (tokens_ + 7) / 8;
         clear(sum_);
     }
 
@@ -123,53 +124,62 @@ class Block {
         }
     }
 
-    __device__ __forceinline__ int row_tiles() const { return static_cast<int>(tile_count(args_.weight.n)); }
-    __device__ __forceinline__ int k_tiles() const { return static_cast<int>(tile_count(args_.weight.k)); }
-    // The warp's tile of 64 rows, and which half of it.
+    // --- global -> shared ---
+    //
+    // A stage: words of each warp, x, scales of each warp, zero points of each warp. What addresses depend on within a
+    // tile is worked out once, at its start: a unit of few tokens is over in a few hundred instructions.
+
     __device__ __forceinline__ int row_tile() const { return (row_block_ * kWarps + warp_) / kHalves; }
+    // Which half of its tile of 64 rows the warp takes.
     __device__ __forceinline__ int half() const { return warp_ % kHalves; }
 
-    // --- global -> shared ---
-
-    // A stage: words of each warp, x, scales of each warp, zero points of each warp (gemm_plan.cpp adds up the bytes).
-    __device__ __forceinline__ unsigned char* words_at(int stage) const {
-        return shared_ + stage * plan_.stage_bytes + warp_ * kWordBytes;
+    __device__ __forceinline__ unsigned char* words_of(unsigned char* stage) const {
+        return stage + warp_ * kWordBytes;
     }
-    __device__ __forceinline__ unsigned char* tokens_at(int stage) const {
-        return shared_ + stage * plan_.stage_bytes + kWarps * kWordBytes;
+    __device__ __forceinline__ unsigned char* tokens_of(unsigned char* stage) const {
+        return stage + kWarps * kWordBytes;
     }
-    __device__ __forceinline__ unsigned char* scales_at(int stage) const {
-        return tokens_at(stage) + BLOCK_M * BLOCK_K * 2 +
-               warp_ * plan_.groups_per_tile * kTileSide * plan_.scale_bytes;
+    __device__ __forceinline__ unsigned char* scales_of(unsigned char* stage) const {
+        return stage + plan_.scales_at + warp_ * plan_.warp_scale_bytes;
     }
-    __device__ __forceinline__ unsigned char* zeros_at(int stage) const {
-        return tokens_at(stage) + BLOCK_M * BLOCK_K * 2 +
-               kWarps * plan_.groups_per_tile * kTileSide * plan_.scale_bytes +
-               warp_ * plan_.groups_per_tile * 8 * kBits;
+    __device__ __forceinline__ unsigned char* zeros_of(unsigned char* stage) const {
+        return stage + plan_.zeros_at + warp_ * plan_.warp_zero_bytes;
     }
 
-    __device__ __forceinline__ bool has_tile(int unit) const {
-        return row_tile() < row_tiles() && unit < k_tiles();
+    // Where this thread's copies for the next unit come from.
+    struct Sources {
+        const uint32_t* words;  // its lane's first vector
+        const char* scale;      // its lane's part of the scales of group 0, for the warp's tile
+        const char* zero;
+        const uint16_t* tokens;  // its first 8 columns of a token
+    };
+
+    __device__ __forceinline__ Sources sources_at(int unit) const {
+        const int64_t tile = static_cast<int64_t>(row_tile()) * plan_.k_tiles + unit;
+        const int64_t token = first_token_ + thread_ / kChunks;
+        return {args_.weight.tiles + tile * kBits * 128 + lane_ * 4,
+                static_cast<const char*>(args_.weight.scale) +
+                    static_cast<int64_t>(row_tile()) * kTileSide * plan_.scale_bytes + lane_ * 16,
+                reinterpret_cast<const char*>(args_.weight.zero) +
+                    static_cast<int64_t>(row_tile()) * 8 * kBits + lane_ * 8,
+                static_cast<const uint16_t*>(args_.x) + token * args_.weight.k + unit * BLOCK_K +
+                    thread_ % kChunks * 8};
     }
 
-    __device__ __forceinline__ void load_stage(int unit, int stage) {
-        if (has_tile(unit)) {
-            load_words(unit, stage);
-            load_grids(unit, stage);
+    __device__ __forceinline__ void load_stage(int unit, unsigned char* stage, Sources& sources) {
+        if (row_tile() < plan_.row_tiles) {
+            load_plane<0>(words_of(stage), sources.words);
+            load_plane<1>(words_of(stage), sources.words);
+            load_plane<2>(words_of(stage), sources.words);
+            load_grids(unit, stage, sources);
         }
         if (plan_.direct) {
-            load_tokens(unit, stage);
+            load_tokens(unit, stage, sources.tokens);
         } else {
             gather_tokens(unit, stage);
         }
-    }
-
-    __device__ __forceinline__ void load_words(int unit, int stage) {
-        const int64_t tile = static_cast<int64_t>(row_tile()) * k_tiles() + unit;
-        const uint32_t* from = args_.weight.tiles + tile * kBits * 128 + lane_ * 4;
-        load_plane<0>(words_at(stage), from);
-        load_plane<1>(words_at(stage), from);
-        load_plane<2>(words_at(stage), from);
+        sources.words += kBits * 128;
+        sources.tokens += BLOCK_K;
     }
 
     template <int kPlane>
@@ -180,14 +190,14 @@ class Block {
                 copy_8(to + low * 128 * kRowTiles + lane_ * 8, from + low * 128 + half() * 2);
             } else {
                 constexpr int vectors = width * kRowTiles / 4;
+                unsigned char* there = to + low * 128 * kRowTiles + lane_ * 16;
+                const uint32_t* here = from + (low + half() * vectors) * 128;
 #pragma unroll
                 for (int v = 0; v < vectors; ++v) {
-                    unsigned char* there = to + low * 128 * kRowTiles + (v * 32 + lane_) * 16;
-                    const uint32_t* here = from + (low + half() * vectors + v) * 128;
                     if (plan_.token_blocks == 1) {
-                        copy_16_once(there, here);
+                        copy_16_once(there + v * 512, here + v * 128);
                     } else {
-                        copy_16(there, here, true);  // other blocks will want it too
+                        copy_16(there + v * 512, here + v * 128, true);  // other blocks will want it too
                     }
                 }
             }
@@ -199,59 +209,63 @@ class Block {
         return static_cast<int>(static_cast<uint64_t>(column / kStepColumns) * plan_.group_magic >> 32);
     }
 
-    __device__ __forceinline__ void load_grids(int unit, int stage) {
-        const int column = unit * kTileSide, k = static_cast<int>(args_.weight.k);
-        const int first_group = group_of(column);
-        const int groups =
-            group_of(column + kTileSide < k ? column + kTileSide - 1 : k - 1) - first_group + 1;
-        const int chunks = plan_.scale_bytes == 4 ? 16 : 8;  // of 16 bytes, for the 64 scales of a group
-        const int64_t row_bytes = static_cast<int64_t>(row_tiles()) * chunks * 16;
+    __device__ __forceinline__ int last_group_of(int column) const {
+        const int end = column + kTileSide, k = static_cast<int>(args_.weight.k);
+        return group_of((end < k ? end : k) - 1);
+    }
+
+    __device__ __forceinline__ void load_grids(int unit, unsigned char* stage, const Sources& sources) {
+        const int column = unit * kTileSide, first = group_of(column);
+        const int last = plan_.groups_per_tile == 1 ? first : last_group_of(column);
         const char* scale =
-            static_cast<const char*>(args_.weight.scale) + first_group * row_bytes + row_tile() * chunks * 16;
-        for (int i = lane_; i < groups * chunks; i += 32) {
-            const int group = plan_.scale_bytes == 4 ? i / 16 : i / 8;
-            copy_16(scales_at(stage) + i * 16, scale + group * row_bytes + (i - group * chunks) * 16, true);
-        }
-        if (args_.weight.zero == nullptr) return;
-        const uint32_t* zero =
-            args_.weight.zero + (static_cast<int64_t>(first_group) * row_tiles() + row_tile()) * 2 * kBits;
-        for (int i = lane_; i < groups * kBits; i += 32) {
-            const int64_t group_words = static_cast<int64_t>(i / kBits) * row_tiles() * 2 * kBits;
-            copy_8(zeros_at(stage) + i * 8, zero + group_words + i % kBits * 2);
+            sources.scale + static_cast<uint64_t>(static_cast<uint32_t>(first)) * plan_.scale_row_bytes;
+        const char* zero =
+            sources.zero + static_cast<uint64_t>(static_cast<uint32_t>(first)) * plan_.zero_row_bytes;
+        unsigned char* scales = scales_of(stage) + lane_ * 16;
+        unsigned char* zeros = zeros_of(stage) + lane_ * 8;
+#pragma unroll 1
+        for (int group = first; group <= last; ++group) {
+            if (lane_ < 4 * plan_.scale_bytes) copy_16(scales, scale, true);  // 64 scales
+            if (lane_ < kBits && args_.weight.zero != nullptr) copy_8(zeros, zero);
+            scales += kTileSide * plan_.scale_bytes;
+            zeros += 8 * kBits;
+            scale += plan_.scale_row_bytes;
+            zero += plan_.zero_row_bytes;
         }
     }
 
     // Where 8 columns of a token stand: chunks of 16 bytes, swizzled so that 8 tokens of a chunk hit all banks.
-    __device__ __forceinline__ unsigned char* chunk_at(unsigned char* tokens, int token, int chunk) const {
-        return tokens + (token * (BLOCK_K / 8) + (chunk ^ (token & 7))) * 16;
+    __device__ __forceinline__ static int chunk_at(int token, int chunk) {
+        return (token * kChunks + (chunk ^ (token & 7))) * 16;
     }
 
-    __device__ __forceinline__ void load_tokens(int unit, int stage) {
-        constexpr int kChunks = BLOCK_K / 8;
-#pragma unroll 1
-        for (int i = thread_; i < 8 * active_ * kChunks; i += kGemmThreads) {
-            const int64_t token = first_token_ + i / kChunks, column = unit * BLOCK_K + i % kChunks * 8;
-            const bool inside = token < args_.m && column < args_.weight.k;
-            const uint16_t* x =
-                static_cast<const uint16_t*>(args_.x) + (inside ? token * args_.weight.k + column : 0);
-            copy_16(chunk_at(tokens_at(stage), i / kChunks, i % kChunks), x, inside);
+    __device__ __forceinline__ void load_tokens(int unit, unsigned char* stage, const uint16_t* from) {
+        constexpr int kStep = kGemmThreads / kChunks;  // tokens from one of a thread's copies to the next
+        static_assert(kStep % 8 == 0, "the swizzle of a thread's copies is the same");
+        const int chunk = thread_ % kChunks, token = thread_ / kChunks;
+        const bool column_inside = unit * BLOCK_K + chunk * 8 < static_cast<int>(args_.weight.k);
+        unsigned char* to = tokens_of(stage) + chunk_at(token, chunk);
+#pragma unroll
+        for (int i = 0; i < BLOCK_M; i += kStep) {
+            if (token + i >= 8 * active_) break;
+            copy_16(to + i * kChunks * 16, from + i * args_.weight.k, column_inside && token + i < tokens_);
         }
     }
 
     // The same where columns are permuted or scaled, or rows are not aligned: one value at a time.
-    __device__ __forceinline__ void gather_tokens(int unit, int stage) {
-        constexpr int kChunks = BLOCK_K / 8;
+    __device__ __forceinline__ void gather_tokens(int unit, unsigned char* stage) {
 #pragma unroll 1
         for (int i = thread_; i < 8 * active_ * kChunks; i += kGemmThreads) {
-            const int64_t token = first_token_ + i / kChunks, column = unit * BLOCK_K + i % kChunks * 8;
+            const int token = i / kChunks, column = unit * BLOCK_K + i % kChunks * 8;
             uint32_t pairs[4] = {};
 #pragma unroll
             for (int e = 0; e < 8; ++e) {
-                if (token < args_.m && column + e < args_.weight.k)
-                    pairs[e / 2] |= static_cast<uint32_t>(input(token, column + e)) << (16 * (e % 2));
+                if (token < tokens_ && column + e < args_.weight.k)
+                    pairs[e / 2] |= static_cast<uint32_t>(input(first_token_ + token, column + e))
+                                    << (16 * (e % 2));
             }
-            *reinterpret_cast<uint4*>(chunk_at(tokens_at(stage), i / kChunks, i % kChunks)) = {
-                pairs[0], pairs[1], pairs[2], pairs[3]};
+            const uint4 all = {pairs[0], pairs[1], pairs[2], pairs[3]};
+            *reinterpret_cast<uint4*>(tokens_of(stage) + chunk_at(token, i % kChunks)) = all;
         }
     }
 
@@ -265,40 +279,42 @@ class Block {
 
     // --- multiplication ---
 
+    // gemm_plan.cpp takes 2, 3, 4 or 6 stages.
     __device__ __forceinline__ void wait_for_stages(int left) {
-        switch (left) {
-            case 0:
-                return wait_copies<0>();
-            case 1:
-                return wait_copies<1>();
-            case 2:
-                return wait_copies<2>();
-            case 3:
-                return wait_copies<3>();
-            case 4:
-                return wait_copies<4>();
-            case 5:
-                return wait_copies<5>();
-            default:
-                return wait_copies<6>();
+        if (left >= 4) {
+            wait_copies<4>();
+        } else if (left == 2) {
+            wait_copies<2>();
+        } else if (left == 1) {
+            wait_copies<1>();
+        } else {
+            wait_copies<0>();
         }
     }
 
     // Adds the units [begin, end) of k to the sums.
     __device__ __forceinline__ void multiply(int begin, int end) {
         const int ahead = plan_.stages - 1;
-        int stage = 0, fill = 0;
+        unsigned char *stage = shared_, *fill = shared_;
+        unsigned char* const behind = shared_ + plan_.stages * plan_.stage_bytes;
+        Sources sources = sources_at(begin);
         for (int unit = begin - ahead; unit < end; ++unit) {  // the first `ahead` turns only fill stages
             if (unit >= begin) {
                 wait_for_stages(ahead - 1);
                 __syncthreads();  // the stage has landed for all, and all are done with the one filled next
             }
-            if (unit + ahead < end) load_stage(unit + ahead, fill);
+            if (unit + ahead < end) load_stage(unit + ahead, fill, sources);
             commit_copies();
-            fill = fill + 1 == plan_.stages ? 0 : fill + 1;
+            fill = fill + plan_.stage_bytes == behind ? shared_ : fill + plan_.stage_bytes;
             if (unit < begin) continue;
-            if (has_tile(unit)) multiply_stage(unit, stage);
-            stage = stage + 1 == plan_.stages ? 0 : stage + 1;
+            if (row_tile() < plan_.row_tiles) {
+                if (plan_.groups_per_tile == 1) {
+                    multiply_stage<false>(unit, stage);
+                } else {
+                    multiply_stage<true>(unit, stage);
+                }
+            }
+            stage = stage + plan_.stage_bytes == behind ? shared_ : stage + plan_.stage_bytes;
         }
         wait_copies<0>();
         __syncthreads();  // what follows uses the stages for other things
@@ -333,13 +349,16 @@ class Block {
     }
 
     // Zero points of a lane's rows, as the decoder wants them.
-    __device__ __forceinline__ void read_zeros(int stage, int slot, uint32_t (&zeros)[2 * kRowTiles]) const {
+    __device__ __forceinline__ void read_zeros(const unsigned char* stage, int slot,
+                                               uint32_t (&zeros)[2 * kRowTiles]) const {
         if (args_.weight.zero == nullptr) {
 #pragma unroll
             for (int i = 0; i < 2 * kRowTiles; ++i) zeros[i] = Decoder<T, kBits>::operand(1u << (kBits - 1));
             return;
         }
-        const uint32_t* words = reinterpret_cast<const uint32_t*>(zeros_at(stage)) + slot * 2 * kBits;
+        const uint32_t* words =
+            reinterpret_cast<const uint32_t*>(stage + plan_.zeros_at + warp_ * plan_.warp_zero_bytes) +
+            slot * 2 * kBits;
         const int bit = ((lane_ / 4) * 8 + half() * 2 * kRowTiles) * kBits, word = bit / 32;
         const int last = 2 * kBits - 1;
         const uint32_t first = words[word], second = words[word < last ? word + 1 : last];
@@ -354,8 +373,10 @@ class Block {
         }
     }
 
-    __device__ __forceinline__ void read_scales(int stage, int slot, float (&scales)[2 * kRowTiles]) const {
-        const unsigned char* from = scales_at(stage) + slot * kTileSide * plan_.scale_bytes;
+    __device__ __forceinline__ void read_scales(const unsigned char* stage, int slot,
+                                                float (&scales)[2 * kRowTiles]) const {
+        const unsigned char* from =
+            stage + plan_.scales_at + warp_ * plan_.warp_scale_bytes + slot * kTileSide * plan_.scale_bytes;
         const int first = (lane_ / 4) * 8 + half() * 2 * kRowTiles;
 #pragma unroll
         for (int i = 0; i < 2 * kRowTiles; i += 4) {
@@ -379,29 +400,28 @@ class Block {
     // Whether another group begins at a step of the tile at `column`.
     template <int kStep>
     __device__ __forceinline__ bool begins_group(int column) const {
-        if (kStep == 0 || plan_.groups_per_tile == 1) return false;
         const int first = column + kStep * kStepColumns;
-        return first < args_.weight.k && group_of(first) != group_of(first - 1);
+        return kStep > 0 && first < args_.weight.k && group_of(first) != group_of(first - 1);
     }
 
-    template <int kStep>
-    __device__ __forceinline__ void decode_step(int column, int stage, int& slot,
+    template <int kStep, bool kManyGroups>
+    __device__ __forceinline__ void decode_step(int column, const unsigned char* stage, int& slot,
                                                 const uint32_t (&words)[kRowTiles][kBits],
                                                 uint32_t (&zeros)[2 * kRowTiles],
                                                 uint32_t (&a)[kRowTiles][4]) const {
-        if (begins_group<kStep>(column)) read_zeros(stage, ++slot, zeros);
+        if (kManyGroups && begins_group<kStep>(column)) read_zeros(stage, ++slot, zeros);
 #pragma unroll
         for (int r = 0; r < kRowTiles; ++r)
             Decoder<T, kBits>::template fragment<kStep>(words[r], zeros[2 * r], zeros[2 * r + 1], a[r]);
     }
 
     // part += a step of token tile j; where a group begins, what came before is closed first.
-    template <int kStep>
-    __device__ __forceinline__ void multiply_step(int column, int stage, int j, int& slot,
+    template <int kStep, bool kManyGroups>
+    __device__ __forceinline__ void multiply_step(int column, const unsigned char* stage, int j, int& slot,
                                                   const uint32_t (&a)[kRowTiles][4], uint32_t b0, uint32_t b1,
                                                   float (&part)[kRowTiles][4],
                                                   float (&scales)[2 * kRowTiles]) {
-        if (begins_group<kStep>(column)) {
+        if (kManyGroups && begins_group<kStep>(column)) {
             close_group(part, scales, j);
             read_scales(stage, ++slot, scales);
         }
@@ -423,39 +443,43 @@ class Block {
         }
     }
 
-    __device__ __forceinline__ void multiply_stage(int unit, int stage) {
+    // A unit of this warp: its weights become operands once, and meet one tile of tokens after another.
+    template <bool kManyGroups>
+    __device__ __forceinline__ void multiply_stage(int unit, unsigned char* stage) {
         const int column = unit * kTileSide;
         uint32_t a[kStepsPerTile][kRowTiles][4];
         {
             uint32_t words[kRowTiles][kBits], zeros[2 * kRowTiles];
-            read_plane<0, 0>(words_at(stage), words);
-            read_plane<1, 0>(words_at(stage), words);
-            read_plane<2, 0>(words_at(stage), words);
+            read_plane<0, 0>(words_of(stage), words);
+            read_plane<1, 0>(words_of(stage), words);
+            read_plane<2, 0>(words_of(stage), words);
             int slot = 0;
             read_zeros(stage, slot, zeros);
-            decode_step<0>(column, stage, slot, words, zeros, a[0]);
-            decode_step<1>(column, stage, slot, words, zeros, a[1]);
-            read_plane<0, 1>(words_at(stage), words);
-            decode_step<2>(column, stage, slot, words, zeros, a[2]);
-            decode_step<3>(column, stage, slot, words, zeros, a[3]);
+            decode_step<0, kManyGroups>(column, stage, slot, words, zeros, a[0]);
+            decode_step<1, kManyGroups>(column, stage, slot, words, zeros, a[1]);
+            read_plane<0, 1>(words_of(stage), words);
+            decode_step<2, kManyGroups>(column, stage, slot, words, zeros, a[2]);
+            decode_step<3, kManyGroups>(column, stage, slot, words, zeros, a[3]);
         }
         float scales[2 * kRowTiles];
         read_scales(stage, 0, scales);
-        const int chunk = lane_ / 8;
+        // Lane l hands ldmatrix the row l % 8 of matrix l / 8: of columns 0..31, then of 32..63.
+        const unsigned char* first_columns = tokens_of(stage) + chunk_at(lane_ % 8, lane_ / 8);
+        const unsigned char* last_columns = tokens_of(stage) + chunk_at(lane_ % 8, lane_ / 8 + 4);
 #pragma unroll
         for (int j = 0; j < kTokenTiles; ++j) {
-            if (j >= active_) break;
+            if (j > 0 && j >= active_) break;
             uint32_t b[2][4];  // of two steps each
-            load_matrices(b[0], chunk_at(tokens_at(stage), 8 * j + lane_ % 8, chunk));
-            load_matrices(b[1], chunk_at(tokens_at(stage), 8 * j + lane_ % 8, chunk + 4));
+            load_matrices(b[0], first_columns + j * 8 * kChunks * 16);
+            load_matrices(b[1], last_columns + j * 8 * kChunks * 16);
             float part[kRowTiles][4] = {};
             int slot = 0;
-            multiply_step<0>(column, stage, j, slot, a[0], b[0][0], b[0][1], part, scales);
-            multiply_step<1>(column, stage, j, slot, a[1], b[0][2], b[0][3], part, scales);
-            multiply_step<2>(column, stage, j, slot, a[2], b[1][0], b[1][1], part, scales);
-            multiply_step<3>(column, stage, j, slot, a[3], b[1][2], b[1][3], part, scales);
+            multiply_step<0, kManyGroups>(column, stage, j, slot, a[0], b[0][0], b[0][1], part, scales);
+            multiply_step<1, kManyGroups>(column, stage, j, slot, a[1], b[0][2], b[0][3], part, scales);
+            multiply_step<2, kManyGroups>(column, stage, j, slot, a[2], b[1][0], b[1][1], part, scales);
+            multiply_step<3, kManyGroups>(column, stage, j, slot, a[3], b[1][2], b[1][3], part, scales);
             close_group(part, scales, j);
-            if (slot > 0) read_scales(stage, 0, scales);
+            if (kManyGroups && slot > 0) read_scales(stage, 0, scales);
         }
     }
 
@@ -466,7 +490,7 @@ class Block {
     __device__ __forceinline__ void each_fragment(const Function& function) {
 #pragma unroll
         for (int j = 0; j < kTokenTiles; ++j) {
-            if (j >= active_) break;
+            if (j > 0 && j >= active_) break;
 #pragma unroll
             for (int r = 0; r < kRowTiles; ++r) function(j, r, sum_[r][j]);
         }
@@ -540,13 +564,13 @@ class Block {
         for (int i = thread_; i < 8 * active_ * (BLOCK_N / 8); i += kGemmThreads) {
             const int token = i / (BLOCK_N / 8), column = i % (BLOCK_N / 8) * 8;
             const int64_t row = first_row + column;
-            if (first_token_ + token >= args_.m || row >= args_.weight.n) continue;
+            if (token >= tokens_ || row >= args_.weight.n) continue;
             const int count = args_.weight.n - row < 8 ? static_cast<int>(args_.weight.n - row) : 8;
             float* values = tile + token * kPitch + column;
 #pragma unroll 1
             for (int e = 0; e < count; ++e)
                 values[e] = activated(values[e] + bias(row + e), args_.activation);
-            store_row(values, count, (first_token_ + token) * args_.weight.n + row);
+            store_row(values, count, static_cast<int64_t>(first_token_ + token) * args_.weight.n + row);
         }
         __syncthreads();  // the next tile's stages come here
     }
@@ -573,7 +597,7 @@ class Block {
     const GemmPlan& plan_;
     unsigned char* const shared_;
     const int thread_, lane_, warp_;
-    int row_block_ = 0, first_token_ = 0, active_ = 0;
+    int row_block_ = 0, first_token_ = 0, tokens_ = 0, active_ = 0;
     Sums sum_;  // scaled, of all groups closed so far
 };
 

@@ -9,19 +9,20 @@
 namespace mmq::cuda {
 namespace {
 
-constexpr int kMaxStages = 8;   // wait_for_stages of gemm.cuh knows no more
 constexpr int kLeastUnits = 2;  // of a share: less does not pay for adding up its partial sums
 
 int fewest_token_tiles(int64_t m) {
     return m <= 8 ? 1 : m <= 16 ? 2 : m <= 32 ? 4 : 11;
 }
 
-int stage_bytes(const GemmArgs& args, int token_tiles, int groups_per_tile, int scale_bytes) {
-    const int columns = kTileSide, warps = kGemmThreads / 32;
-    const int words = kGemmRows * columns * args.weight.bits / 8;
-    const int tokens = 8 * token_tiles * columns * 2;
-    const int grids = warps * groups_per_tile * (kTileSide * scale_bytes + 8 * args.weight.bits);
-    return static_cast<int>(ceil_div(words + tokens + grids, 128)) * 128;
+// Words of each warp, x, scales of each warp, zero points of each warp.
+void lay_out_stage(const GemmArgs& args, GemmPlan& plan) {
+    const int warps = kGemmThreads / 32, bits = args.weight.bits;
+    plan.warp_scale_bytes = plan.groups_per_tile * kTileSide * plan.scale_bytes;
+    plan.warp_zero_bytes = plan.groups_per_tile * 8 * bits;
+    plan.scales_at = kGemmRows * kTileSide * bits / 8 + 8 * plan.token_tiles * kTileSide * 2;
+    plan.zeros_at = plan.scales_at + warps * plan.warp_scale_bytes;
+    plan.stage_bytes = static_cast<int>(ceil_div(plan.zeros_at + warps * plan.warp_zero_bytes, 128)) * 128;
 }
 
 // What the tile on its way to y takes: fp32, rows of 4 more than it has.
@@ -53,9 +54,9 @@ void choose_tile(const GemmArgs& args, const DeviceLimits& limits, GemmPlan& pla
     for (int token_tiles : {11, 4, 2, 1}) {
         if (token_tiles > fewest_token_tiles(args.m)) continue;
         plan.token_tiles = token_tiles;
-        plan.stage_bytes = stage_bytes(args, token_tiles, plan.groups_per_tile, plan.scale_bytes);
+        lay_out_stage(args, plan);
         const int fitting = shared_share(limits, token_tiles) / plan.stage_bytes;
-        plan.stages = std::min(kMaxStages, std::max(2, fitting));
+        plan.stages = fitting >= 6 ? 6 : std::max(2, std::min(4, fitting));
         plan.shared_bytes = std::max(plan.stages * plan.stage_bytes, epilogue_bytes(token_tiles));
         if (plan.shared_bytes <= limits.shared_per_block) return;
     }
@@ -89,7 +90,10 @@ GemmPlan gemm_plan(const GemmArgs& args, const DeviceLimits& limits) {
     plan.direct = args.perm == nullptr && args.input_scale == nullptr && weight.k % 8 == 0 && aligned(args.x);
     plan.aligned_rows = weight.n % 8 == 0 && aligned(args.y);
     choose_tile(args, limits, plan);
-    plan.units = static_cast<int>(tile_count(weight.k));
+    plan.units = plan.k_tiles = static_cast<int>(tile_count(weight.k));
+    plan.row_tiles = static_cast<int>(tile_count(weight.n));
+    plan.scale_row_bytes = static_cast<uint32_t>(plan.row_tiles * kTileSide * plan.scale_bytes);
+    plan.zero_row_bytes = static_cast<uint32_t>(plan.row_tiles * 8 * weight.bits);
     plan.token_blocks = static_cast<int>(ceil_div(args.m, 8 * plan.token_tiles));
     plan.tiles = static_cast<int>(ceil_div(weight.n, kGemmRows)) * plan.token_blocks;
     deal_out(limits, plan);

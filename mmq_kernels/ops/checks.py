@@ -35,6 +35,14 @@ def _device(name: str, tensor: Tensor, device: torch.device) -> None:
     _require(tensor.device == device, f"{name} device", str(device), tensor.device)
 
 
+def _columns(perm: Tensor, k: int) -> None:
+    """Kernels use `perm` as an index. Looked at once a weight; not in tracing, nor while a graph is captured."""
+    if type(perm) is not Tensor or perm.is_meta or (perm.is_cuda and torch.cuda.is_current_stream_capturing()):
+        return
+    low, high = (int(end) for end in perm.aminmax())
+    _require(low >= 0 and high < k, "perm", f"column numbers from 0 to {k - 1}", low if low < 0 else high)
+
+
 def _sizes(n: int, k: int) -> None:
     _require(n >= 1, "n", "at least 1", n)
     _require(k >= 1, "k", "at least 1", k)
@@ -98,6 +106,7 @@ def _check_weight(
         _require(perm.dtype == torch.int32, "perm dtype", "int32", perm.dtype)
         _shape("perm", perm, (k,))
         _device("perm", perm, weight.device)
+        _columns(perm, k)
     return spec
 
 

@@ -87,9 +87,9 @@ def test_products_use_tensor_cores_and_wide_copies(arch, dtype, bits, token_tile
     def count(*words: str) -> int:
         return sum(all(word in instruction.split(".") for word in words) for instruction in found)
 
-    steps, row_tiles = 4, 2
-    assert count("HMMA", "16816", "F32") == steps * row_tiles * token_tiles
-    assert count("LDSM", "4") == 2 * token_tiles
+    variants, steps, row_tiles = 2, 4, 2  # with one group in a tile, and with several
+    assert count("HMMA", "16816", "F32") == variants * steps * row_tiles * token_tiles
+    assert count("LDSM", "4") == variants * 2 * token_tiles
     assert count("LDGSTS", "128") >= 2, "weights and tokens are copied by 16 bytes"
     assert count("STG", "128") >= 1, "rows of y are stored by 16 bytes"
     assert count("LDL") == count("STL") == 0

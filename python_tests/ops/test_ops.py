@@ -186,3 +186,43 @@ def test_reference_serves_weights_of_any_layout() -> None:
     fast = q(x)
     with ops.use_backend("reference"):
         torch.testing.assert_close(q(x), fast, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_gptq_block_takes_many_layers_at_once(backend) -> None:
+    weight, factors = torch.randn(3, 5, 24), torch.stack([torch.rand(24, 24).triu() + torch.eye(24) for _ in range(3)])
+    spec = QuantSpec(4, 8)
+    with ops.use_backend(backend):
+        together = ops.gptq_block(weight, factors, None, None, spec)
+        given = ops.gptq_block(weight, factors, *together[2:], spec)
+        for i in range(3):
+            alone = ops.gptq_block(weight[i], factors[i], None, None, spec)
+            assert all(torch.equal(part[i], one) for part, one in zip(together, alone, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(given[2:], together[2:], strict=True))
+    with pytest.raises(ValueError, match=r"hinv shape must be \[3, 24, 24\], got \[24, 24\]"):
+        ops.gptq_block(weight, factors[0], None, None, spec)
+    with pytest.raises(ValueError, match=r"weight must be \[n, B\] or \[layers, n, B\], got \[24\]"):
+        ops.gptq_block(weight[0, 0], factors[0], None, None, spec)
+
+
+@pytest.mark.parametrize(("wrong", "named"), [(-1, "-1"), (40, "40")])
+def test_a_column_order_out_of_range_is_refused(wrong, named) -> None:
+    q = layer()
+    perm = torch.arange(40, dtype=torch.int32)
+    perm[7] = wrong
+    arguments = (q.weight_runtime, q.scale_runtime, q.zero_runtime, perm, None, None)
+    with pytest.raises(ValueError, match=f"perm must be column numbers from 0 to 39, got {named}"):
+        ops.gemm(torch.randn(2, 40), *arguments, q.spec.bits, q.spec.group_size, q.out_features, 40, q.layout)
+
+
+def test_a_known_weight_is_checked_again_when_its_company_changes() -> None:
+    """Checks are remembered by the weight's tensor: another scale, or other numbers, must not slip through."""
+    q = layer()
+    x, numbers = torch.randn(2, 40), (q.spec.bits, q.spec.group_size, q.out_features, 40, q.layout)
+    good = (q.weight_runtime, q.scale_runtime, q.zero_runtime, None, None, None)
+    ops.gemm(x, *good, *numbers)
+    with pytest.raises(ValueError, match="scale shape must be"):
+        ops.gemm(x, good[0], good[1][:, :1].contiguous(), *good[2:], *numbers)
+    with pytest.raises(ValueError, match="weight shape must be"):
+        ops.gemm(x, *good, *numbers[:2], 10**6, *numbers[3:])
+    ops.gemm(x, *good, *numbers)
