@@ -3,7 +3,7 @@
 Environment:
     MMQ_BUILD       "none" installs pure Python (the reference backend only); "all" (default) compiles
     MMQ_CUDA        "auto" (default) compiles csrc/cuda where nvcc is found, "on" insists, "off" leaves it out
-    MMQ_CUDA_ARCHS  compute capabilities, ";" between them; the last one also as PTX
+    MMQ_CUDA_ARCHS  compute capabilities, ";" between them; the first also as PTX, for GPUs that none of them fits
     CXX, MAX_JOBS   the C++ compiler; how many compilations at a time
 """
 
@@ -137,7 +137,7 @@ class BuildNative(build_ext):
             nvcc, runtime = toolkit
             archs = cuda_archs(nvcc)
             codes = [f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in archs]
-            codes.append(f"-gencode arch=compute_{archs[-1]},code=compute_{archs[-1]}")
+            codes.append(f"-gencode arch=compute_{archs[0]},code=compute_{archs[0]}")
             lines += [
                 "rule nvcc",
                 f"  command = {escape(nvcc)} -ccbin $cxx -MD -MF $out.d {NVCC_FLAGS} {' '.join(codes)} -c $in -o $out",

@@ -29,7 +29,6 @@ namespace mmq {
 constexpr int kTileSide = 64;     // rows and columns of a tile
 constexpr int kStepColumns = 16;  // columns of one mma
 constexpr int kStepsPerTile = kTileSide / kStepColumns;
-constexpr int kPairsPerRowTile = 16;
 
 MMQ_BOTH constexpr int64_t tile_count(int64_t size) {
     return ceil_div(size, kTileSide);

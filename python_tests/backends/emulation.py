@@ -48,6 +48,8 @@ def why_not() -> str | None:
     """Why the kernels cannot be emulated on this machine, or None."""
     if COMPILER is None:
         return "no C++ compiler"
+    if importlib.util.find_spec("pybind11") is None:
+        return "no pybind11"
     done = subprocess.run([COMPILER, "--version"], capture_output=True, text=True, check=False)
     if "Free Software Foundation" not in done.stdout:
         return f"{COMPILER} is not GCC, whose hooks the emulation implements"

@@ -103,6 +103,6 @@ def test_quantizers_keep_their_rows_in_registers(arch) -> None:
     assert not any(instruction.startswith(("LDL", "STL")) for instruction in found)
 
 
-def test_ptx_of_the_last_architecture_is_in_the_wheel() -> None:
-    listing = dump("--list-ptx")
-    assert f"sm_{ARCHS[-1]}" in listing
+def test_ptx_of_the_oldest_architecture_is_in_the_wheel() -> None:
+    """Drivers compile it for GPUs that no machine code fits, older than some of them and newer than all."""
+    assert f"sm_{ARCHS[0]}" in dump("--list-ptx")
