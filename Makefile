@@ -36,7 +36,7 @@ demo: setup  ## quantize the shipped trained VLMs, score them before and after, 
 	$(BIN)/mmq demo --out demo-out $(ARGS)
 
 test: setup lint  ## linters, type checks and the test suite
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

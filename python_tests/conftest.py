@@ -14,5 +14,14 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """For `--dist loadgroup`: a file stays on one worker, for what its tests share; mutants are dealt out singly."""
+    if not config.pluginmanager.hasplugin("xdist"):
+        return
+    for item in items:
+        if item.path.stem != "test_cuda_mutants":
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+
+
 if os.environ.get("PYTEST_XDIST_WORKER"):
     torch.set_num_threads(1)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -84,3 +87,14 @@ def linear_bound(case: Case, x: Tensor, bias: Tensor | None, activation: str) ->
     floor = UNIT_ROUNDOFF[x.dtype] * expected.abs() + 2e-8  # 2e-8: half a step of fp16's subnormals
     floor += UNIT_ROUNDOFF[torch.float32] * (2 * (x.double().abs() @ case.magnitude.t()) + 4 * before.abs())
     return expected, 2 * (plain - expected).abs() + floor
+
+
+def sample(axes: Sequence[Sequence], seed: int, count: int) -> Iterator[tuple]:
+    """Cases in which every value of every axis appears, in random company."""
+    draw = random.Random(seed)
+    columns = []
+    for axis in axes:
+        values = list(axis) * (count // len(axis) + 1)
+        draw.shuffle(values)
+        columns.append(values[:count])
+    return zip(*columns, strict=True)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 import torch
-from cases import ACTIVATIONS, Case, linear_bound
+from cases import ACTIVATIONS, Case, linear_bound, sample
 from torch import Tensor
 
 from mmq_kernels.backends import transformed
@@ -16,6 +16,7 @@ DTYPES = (torch.float16, torch.bfloat16)
 SCALE_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 GROUPS = (-1, 16, 32, 48, 64, 80, 128)
 M, N, K = (0, 1, 2, 7, 8, 9, 17, 33, 89), (1, 5, 16, 33, 64, 70, 257), (1, 8, 40, 64, 72, 100, 200, 392)
+AXES = (M, N, K, GROUPS, (False, True), DTYPES, SCALE_DTYPES, tuple(ACTIVATIONS), (False, True))
 TOKEN_TILES = {1: 3, 2: 12, 4: 20, 11: 40}
 """A number of tokens for each token tile that a plan can have."""
 
@@ -33,21 +34,9 @@ def make(machine, spec: QuantSpec, n: int, k: int, scale_dtype: torch.dtype, pow
     return Case(spec, n, k, scale_dtype, power_of_two, machine.backend, machine.device)
 
 
-def sample(seed: int, count: int):
-    """Cases in which every value of every axis appears, in random company."""
-    draw = random.Random(seed)
-    axes = [M, N, K, GROUPS, (False, True), DTYPES, SCALE_DTYPES, tuple(ACTIVATIONS), (False, True)]
-    columns = []
-    for axis in axes:
-        values = list(axis) * (count // len(axis) + 1)
-        draw.shuffle(values)
-        columns.append(values[:count])
-    return zip(*columns, strict=True)
-
-
 @pytest.mark.parametrize("bits", BITS)
 def test_small_integers_are_exact(bits, machine) -> None:
-    for m, n, k, group, symmetric, dtype, scale_dtype, _, with_bias in sample(bits, 24):
+    for m, n, k, group, symmetric, dtype, scale_dtype, _, with_bias in sample(AXES, bits, 24):
         case = make(machine, QuantSpec(bits, group, symmetric), n, k, scale_dtype, power_of_two=True)
         x = torch.randint(-2, 3, (m, k)).to(dtype)
         bias = torch.randint(-4, 5, (n,)).to(dtype) if with_bias else None
@@ -59,7 +48,7 @@ def test_small_integers_are_exact(bits, machine) -> None:
 
 @pytest.mark.parametrize("bits", BITS)
 def test_random_inputs_are_as_near_as_dequantize_and_matmul(bits, machine) -> None:
-    for m, n, k, group, symmetric, dtype, scale_dtype, activation, with_bias in sample(10 + bits, 32):
+    for m, n, k, group, symmetric, dtype, scale_dtype, activation, with_bias in sample(AXES, 10 + bits, 32):
         case = make(machine, QuantSpec(bits, group, symmetric), n, k, scale_dtype)
         x = torch.randn(m, k).to(dtype)
         bias = torch.randn(n).to(dtype) if with_bias else None
