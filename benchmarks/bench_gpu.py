@@ -26,7 +26,6 @@ from mmq_kernels.bench.gemm import bench_gemm, bench_overhead
 from mmq_kernels.bench.gptq import bench_gptq
 from mmq_kernels.bench.lines import line
 from mmq_kernels.bench.record import Row, append, provenance, read
-from mmq_kernels.bench.roofline import write_roofline
 from mmq_kernels.bench.setting import Setting
 from mmq_kernels.bench.shapes import GROUPS, PATCHES, SHAPES, TOKENS, named
 from mmq_kernels.spec import BITS
@@ -53,6 +52,16 @@ def parts(setting: Setting, full: bool, everything: bool) -> dict[str, Callable[
     return chosen
 
 
+def draw(results: Path, page: Path) -> None:
+    """The roofline, where plotly is there: a machine with a GPU and no network may lack it."""
+    try:
+        from mmq_kernels.bench.roofline import write_roofline
+    except ModuleNotFoundError as error:
+        print(f"no roofline: {error}; its rows are in {results}")
+        return
+    write_roofline(read(results), page)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--full", action="store_true", help="every shape at 2..8 bits too")
@@ -76,7 +85,7 @@ def main() -> None:
         print(f"{name}: {time.perf_counter() - begin:.0f} s", flush=True)
         torch.cuda.empty_cache()
     if options.roofline:
-        write_roofline(read(options.out), options.roofline)
+        draw(options.out, options.roofline)
     print(f"{time.perf_counter() - started:.0f} s; lines appended to {options.out}")
 
 

@@ -41,7 +41,8 @@ from mmq_kernels.checkpoint import disk_bytes, load, load_processor, quantize_ch
 from mmq_kernels.checkpoint.folder import write_config, written_beside
 from mmq_kernels.checkpoint.format import describe
 from mmq_kernels.checkpoint.shards import ShardWriter
-from mmq_kernels.checkpoint.skeleton import parameters_on_meta, places, tied_names
+from mmq_kernels.checkpoint.skeleton import places, tied_names
+from mmq_kernels.nn import parameters_on_meta
 
 RECIPE = "all=rtn:4:g128"
 PEAK_BOUND_BYTES = 6_000_000_000

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import Blip2Config
 
-from mmq_kernels.checkpoint.skeleton import parameters_on_meta
+from mmq_kernels.nn import parameters_on_meta
 
 QUERIES = 32
 """Tokens that the Q-Former makes of an image."""

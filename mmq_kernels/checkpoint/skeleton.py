@@ -16,6 +16,7 @@ from transformers import AutoConfig
 from mmq_kernels.checkpoint.errors import CheckpointError
 from mmq_kernels.checkpoint.folder import CONFIG, read_config
 from mmq_kernels.checkpoint.format import KEY
+from mmq_kernels.nn import parameters_on_meta
 
 _DERIVED = (r"(^|\.)position_ids$", r"rotary_emb\.inv_freq$")
 """Buffers that models compute themselves, and that older writers stored."""
@@ -54,27 +55,6 @@ def build_skeleton(folder: Path) -> nn.Module:
     except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
         raise CheckpointError(f"{where} does not describe a {model_class.__name__}: {_first_line(error)}") from error
     return model.eval().requires_grad_(False)
-
-
-@contextlib.contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """Inside, every new parameter goes to the meta device before anything fills it; buffers stay real.
-
-    Building a model costs next to no time and memory then, and buffers that only the constructor can compute
-    (positions, frequencies) are right.
-    """
-    register = nn.Module.register_parameter
-
-    def on_meta(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and param.device.type != "meta":
-            param = nn.Parameter(param.detach().to("meta"), requires_grad=param.requires_grad)
-        register(self, name, param)
-
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
-"""The module that replaces `torch.nn.Linear`."""
+"""The module that replaces `torch.nn.Linear`, and modules without memory."""
 
 from mmq_kernels.nn.linear import QuantLinear
+from mmq_kernels.nn.meta import parameters_on_meta
 
-__all__ = ["QuantLinear"]
+__all__ = ["QuantLinear", "parameters_on_meta"]
