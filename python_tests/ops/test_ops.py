@@ -211,8 +211,14 @@ def test_a_column_order_out_of_range_is_refused(wrong, named) -> None:
     perm = torch.arange(40, dtype=torch.int32)
     perm[7] = wrong
     arguments = (q.weight_runtime, q.scale_runtime, q.zero_runtime, perm, None, None)
+    numbers = (q.spec.bits, q.spec.group_size, q.out_features, 40, q.layout)
     with pytest.raises(ValueError, match=f"perm must be column numbers from 0 to 39, got {named}"):
-        ops.gemm(torch.randn(2, 40), *arguments, q.spec.bits, q.spec.group_size, q.out_features, 40, q.layout)
+        ops.gemm(torch.randn(2, 40), *arguments, *numbers)
+    perm[7] = 7
+    ops.gemm(torch.randn(2, 40), *arguments, *numbers)
+    perm[7] = wrong  # after the weight was found right
+    with pytest.raises(ValueError, match=f"perm must be column numbers from 0 to 39, got {named}"):
+        ops.gemm(torch.randn(2, 40), *arguments, *numbers)
 
 
 def test_a_known_weight_is_checked_again_when_its_company_changes() -> None:
