@@ -5,11 +5,11 @@ Three layouts of the codes of one weight ``[n, k]``:
 * **stream** (on disk): int32 ``[n, ceil(k*bits/32)]``; per row one LSB-first bit stream, code i at bit ``i*bits``;
   a code may straddle two words. Equal to compressed-tensors' dense `pack-quantized`.
 * **planes** (reference, Triton): int32 ``[rows, n]``; the bits of a code are split into planes of width 1, 2, 4 or 8
-  (`QuantSpec.planes`, lowest bits first); a word of a plane of width p holds ``32/p`` consecutive columns, lowest
-  bits first; the word rows of the planes follow each other.
-* **cpu**: the planes with n tiled by 16, made and read by the compiled extension.
-
-`csrc/common/layout.h` holds the same facts for the kernels; the tests compare both bit for bit.
+  (`QuantSpec.planes`, lowest bits first); a word of a plane of width p holds ``32/p`` consecutive columns, the even
+  ones in its low half and the odd ones in its high half, each lowest bits first (column c at bit ``16 (c % 2) +
+  p (c // 2)``): a kernel gets two neighbours by one shift; the word rows of the planes follow each other.
+* **cpu**: planes whose words hold their columns in order, with n tiled by 16: made and read by the compiled extension
+  (csrc/README.md draws it, and the layout of the CUDA kernels).
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def pack_plane(codes: Tensor, low: int, width: int) -> Tensor:
     def rows(part: Tensor) -> Tensor:
         fields = (part.long() >> low) & (2**width - 1)
         fields = torch.nn.functional.pad(fields, (0, words * per_word - k)).view(part.shape[0], words, per_word)
-        return _to_int32((fields << (torch.arange(per_word, device=part.device) * width)).sum(-1))
+        return _to_int32((fields << _plane_shifts(width, part.device)).sum(-1))
 
     return _by_rows(rows, codes, k)
 
@@ -98,11 +98,17 @@ def unpack_planes(planes: Tensor, bits: int, k: int) -> Tensor:
         per_word = 32 // width
         words = ceil_div(k, per_word)
         plane = planes[row : row + words].t().contiguous()
-        shifts = torch.arange(per_word, device=planes.device, dtype=torch.int32) * width
+        shifts = _plane_shifts(width, planes.device)
         fields = (plane.unsqueeze(-1) >> shifts) & (2**width - 1)  # arithmetic shift: masked afterwards
         codes |= fields.view(n, words * per_word)[:, :k].to(torch.uint8) << low
         row, low = row + words, low + width
     return codes
+
+
+def _plane_shifts(width: int, device: torch.device) -> Tensor:
+    """int32: where the columns of a word of a plane lie."""
+    column = torch.arange(32 // width, device=device, dtype=torch.int32)
+    return 16 * (column % 2) + width * (column // 2)
 
 
 def _to_int32(words: Tensor) -> Tensor:

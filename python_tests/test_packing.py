@@ -53,7 +53,7 @@ def test_planes_hold_the_bits_they_say(bits, k) -> None:
         per_word = 32 // width
         for column in range(k):
             word = planes[row + column // per_word].long() & 0xFFFFFFFF
-            field = (word >> (column % per_word * width)) & (2**width - 1)
+            field = (word >> (column % 2 * 16 + column % per_word // 2 * width)) & (2**width - 1)
             assert torch.equal(field, (codes[:, column].long() >> low) & (2**width - 1))
         row, low = row - (-k // per_word), low + width
     assert torch.equal(packing.unpack_planes(planes, bits, k), codes)

@@ -1,6 +1,6 @@
 """Backends: who can compute the public ops, and the runtime layout each of them wants its weights in.
 
-A backend is one class in one file. Adding one is that file and one line in `_load`.
+A backend is one class in one file or folder. Adding one is that file and one line in `_WHERE`.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
+from importlib import import_module
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -18,8 +19,15 @@ from mmq_kernels.spec import QuantSpec
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu")
 """Epilogues that every backend's gemm can fuse; `gelu` is the erf form, `quick_gelu` is x * sigmoid(1.702 x)."""
 
-NAMES = ("cuda", "cpu", "reference")
-"""Backends in order of preference."""
+_WHERE = {
+    "cuda": "mmq_kernels.backends.cuda:CudaBackend",
+    "triton": "mmq_kernels.backends.triton:TritonBackend",
+    "cpu": "mmq_kernels.backends.cpu:CpuBackend",
+    "reference": "mmq_kernels.backends.reference:ReferenceBackend",
+}
+
+NAMES = tuple(_WHERE)
+"""Backends; of two that cost the same the first is taken."""
 
 
 class RuntimeWeight(NamedTuple):
@@ -71,13 +79,6 @@ class Call:
     asked: str | None = None
 
 
-class Kernel(NamedTuple):
-    """One of the ways a backend has for an op, and why it is taken; both empty where there is only one."""
-
-    name: str
-    reason: str
-
-
 class Backend(ABC):
     """One way to compute the ops. Shapes, dtypes and values are checked by `mmq_kernels.ops` before a call."""
 
@@ -85,7 +86,7 @@ class Backend(ABC):
     layout: ClassVar[str]
     """Name of the runtime layout that `prepack` makes."""
     kernels: ClassVar[tuple[str, ...]] = ()
-    """Names that `kernel` gives."""
+    """Names of its ways to multiply, where it has several."""
 
     @abstractmethod
     def why_unavailable(self) -> str | None:
@@ -95,9 +96,9 @@ class Backend(ABC):
     def why_not(self, call: Call) -> str | None:
         """Why this backend cannot serve such a call, or None."""
 
-    def kernel(self, call: Call) -> Kernel:
-        """Which of its kernels serves a call, where there is a choice."""
-        return Kernel("", "")
+    def why_not_kernel(self, call: Call, kernel: str) -> str | None:
+        """Why one of `kernels` cannot serve a product that the backend serves, or None."""
+        return None
 
     @abstractmethod
     def runtime_shapes(self, spec: QuantSpec, n: int, k: int) -> RuntimeShapes:
@@ -127,7 +128,7 @@ class Backend(ABC):
     ) -> Tensor:
         """``activation((x [m, k] / input_scale)[:, perm] @ W[n, k]^T + bias [n])`` in x's dtype, accumulated in fp32.
 
-        x is contiguous; `transformed` is what `perm` and `input_scale` mean; `kernel` is what `self.kernel` said.
+        x is contiguous; `transformed` is what `perm` and `input_scale` mean; `kernel` is one of `self.kernels`.
         """
 
     @abstractmethod
@@ -183,29 +184,16 @@ def transformed(x: Tensor, perm: Tensor | None, input_scale: Tensor | None) -> T
 
 
 @cache
-def _load(name: str) -> Backend:
-    if name == "reference":
-        from mmq_kernels.backends.reference import ReferenceBackend
-
-        return ReferenceBackend()
-    if name == "cuda":
-        from mmq_kernels.backends.cuda import CudaBackend
-
-        return CudaBackend()
-    if name == "cpu":
-        from mmq_kernels.backends.cpu import CpuBackend
-
-        return CpuBackend()
-    raise ValueError(f"backend must be one of {', '.join(NAMES)}, got {name!r}")
-
-
 def backend(name: str) -> Backend:
     """The backend of that name, usable or not.
 
     Raises:
         ValueError: for an unknown name.
     """
-    return _load(name)
+    if name not in _WHERE:
+        raise ValueError(f"backend must be one of {', '.join(NAMES)}, got {name!r}")
+    module, _, cls = _WHERE[name].partition(":")
+    return getattr(import_module(module), cls)()
 
 
 def backend_of_layout(layout: str) -> Backend:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -13,16 +13,14 @@ from mmq_kernels.backends import (
     ACTIVATIONS,
     Backend,
     Call,
-    Kernel,
     PackedWeight,
     RuntimeShapes,
     RuntimeWeight,
     transformed,
 )
 from mmq_kernels.backends.addresses import DTYPES, addresses, rows_in_memory
-from mmq_kernels.backends.blocks import grid_blocks
-from mmq_kernels.backends.crossover import crossover
-from mmq_kernels.backends.reference import activate
+from mmq_kernels.backends.blocks import gptq_wide
+from mmq_kernels.backends.dense import dense_gemm
 from mmq_kernels.backends.workspace import Counters
 from mmq_kernels.spec import PER_CHANNEL, QuantSpec, ceil_div
 
@@ -58,7 +56,9 @@ class CudaBackend(Backend):
             return _native.why_missing()
         if not hasattr(_native.module(), "cuda"):
             return "the extension was built without CUDA"
-        return None if torch.cuda.is_available() else "torch sees no CUDA device"
+        if not torch.cuda.is_available():
+            return "torch sees no CUDA device"
+        return "torch is built for ROCm" if torch.version.hip else None
 
     def why_not(self, call: Call) -> str | None:
         if call.device.type != "cuda":
@@ -79,20 +79,11 @@ class CudaBackend(Backend):
                 return f"group_size is {size}, not a multiple of {GROUP_MULTIPLE}"
         return None
 
-    def kernel(self, call: Call) -> Kernel:
-        """Few tokens: decoded inside the product ("packed"). Many, or fp32: dequantized first ("dense")."""
-        if call.op != "gemm":
-            return Kernel("", "")
-        if call.dtype not in (None, *HALVES):
-            if call.asked == "packed":
-                raise RuntimeError(f"kernel 'packed' was asked for but cannot serve {call.dtype}")
-            return Kernel("dense", f"{call.dtype} has no packed kernel")
-        if call.asked:
-            return Kernel(call.asked, "")
-        entry = crossover(_gpu_name(call.device))
-        if call.m is None:
-            return Kernel("packed", f"up to m = {entry.dense_from - 1}; {entry}")
-        return Kernel("dense" if call.m >= entry.dense_from else "packed", f"m = {call.m}, {entry}")
+    def why_not_kernel(self, call: Call, kernel: str) -> str | None:
+        """ "packed" decodes inside the product; "dense" dequantizes first, and multiplies as the vendor does."""
+        if kernel == "packed" and call.dtype not in (None, *HALVES):
+            return f"{call.dtype} has no packed kernel"
+        return None
 
     # --- layouts ----------------------------------------------------------------------------------------------------
 
@@ -139,7 +130,7 @@ class CudaBackend(Backend):
     ) -> Tensor:
         m, k = x.shape
         if kernel == "dense":
-            return self._dense(transformed(x, perm, input_scale), runtime, bias, spec, n, activation)
+            return dense_gemm(self, transformed(x, perm, input_scale), runtime, bias, spec, n, activation)
         if m > GATHERED_TOKENS:
             x, perm, input_scale = transformed(x, perm, input_scale), None, None
         if bias is not None:
@@ -164,15 +155,6 @@ class CudaBackend(Backend):
             *self._target(x.device),
         )
         return y
-
-    def _dense(
-        self, x: Tensor, runtime: RuntimeWeight, bias: Tensor | None, spec: QuantSpec, n: int, activation: str
-    ) -> Tensor:
-        weight = self.dequantize(runtime, spec, n, x.shape[1], self.layout, x.dtype)
-        with torch.autocast(x.device.type, enabled=False):  # the caller chose the dtype already
-            return activate(
-                torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype)), activation
-            )
 
     def _workspace(
         self, spec: QuantSpec, m: int, n: int, k: int, scale_dtype: int, device: torch.device
@@ -259,8 +241,9 @@ class CudaBackend(Backend):
         spec: QuantSpec,
         scale_dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        if weight.shape[-1] > self._native().gptq_columns:
-            return self._gptq_wide(weight, hinv, scale, zero, spec, scale_dtype)
+        most = self._native().gptq_columns
+        if weight.shape[-1] > most:
+            return gptq_wide(self, weight, hinv, scale, zero, spec, scale_dtype, most)
         layers, n, columns = weight.shape
         shape = (layers, n, spec.groups(columns))
         search = scale is None or zero is None
@@ -294,49 +277,6 @@ class CudaBackend(Backend):
         )
         return codes, error, grid_scale.to(scale_dtype), grid_zero
 
-    def _gptq_wide(
-        self,
-        weight: Tensor,
-        hinv: Tensor,
-        scale: Tensor | None,
-        zero: Tensor | None,
-        spec: QuantSpec,
-        scale_dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """More columns than one launch takes: blocks of them, their errors carried on by matrix products."""
-        current = weight.clone()
-        layers, n, columns = weight.shape
-        codes = torch.empty(layers, n, columns, dtype=torch.uint8, device=weight.device)
-        error = torch.empty(layers, n, columns, device=weight.device)
-        scales, zeros = [], []
-        length = spec.group_length(columns)
-        for start, end, grid_end in grid_blocks(columns, spec, self._native().gptq_columns):
-            inside = spec if grid_end is None else QuantSpec(spec.bits, PER_CHANNEL, spec.symmetric)
-            block_scale = block_zero = None
-            if scale is not None and zero is not None:
-                groups = slice(start // length, ceil_div(end, length))
-                block_scale, block_zero = scale[..., groups], zero[..., groups]
-            elif grid_end is not None:
-                if grid_end > 0:
-                    part = current[..., start:grid_end].reshape(layers * n, -1)
-                    _, s, z = self.quantize_rtn(part.contiguous(), inside, scale_dtype)
-                    scales.append(s.view(layers, n, 1))
-                    zeros.append(z.view(layers, n, 1))
-                block_scale, block_zero = scales[-1], zeros[-1]
-            part, factor = current[..., start:end], hinv[..., start:end, start:end]
-            q, e, s, z = self.gptq_blocks(
-                part.contiguous(), factor.contiguous(), block_scale, block_zero, inside, scale_dtype
-            )
-            codes[..., start:end], error[..., start:end] = q, e
-            if grid_end is None and scale is None:
-                scales.append(s)
-                zeros.append(z)
-            if end < columns:
-                current[..., end:] -= e @ hinv[..., start:end, end:]
-        if scale is not None and zero is not None:
-            return codes, error, scale.clone(), zero.clone()
-        return codes, error, torch.cat(scales, -1), torch.cat(zeros, -1)
-
     # --- the machine; the emulation of the tests has its own --------------------------------------------------------
 
     def _native(self) -> Any:
@@ -349,11 +289,6 @@ class CudaBackend(Backend):
     def _take_counters(self, count: int, device: torch.device) -> Tensor:
         capturing = torch.cuda.is_current_stream_capturing()
         return self._counters.take(count, device, self._target(device)[1], capturing)
-
-
-@cache
-def _gpu_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if torch.cuda.is_available() else ""
 
 
 def _to_scale_order(rows: Tensor) -> Tensor:

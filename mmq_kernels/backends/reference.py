@@ -6,35 +6,21 @@ import torch
 from torch import Tensor
 
 from mmq_kernels import backends, packing
-from mmq_kernels.backends import Backend, Call, PackedWeight, RuntimeShapes, RuntimeWeight, transformed
+from mmq_kernels.backends import Call, PackedWeight, RuntimeWeight, transformed
+from mmq_kernels.backends.planes import PlanesBackend
 from mmq_kernels.spec import QuantSpec
 
 
-class ReferenceBackend(Backend):
-    """Layout "planes": weight int32 ``[plane_words(k), n]``, scale ``[groups, n]``, zero ``[groups, words(n)]``."""
+class ReferenceBackend(PlanesBackend):
+    """Reads every layout, by way of the on-disk tensors."""
 
     name = "reference"
-    layout = "planes"
 
     def why_unavailable(self) -> str | None:
         return None
 
     def why_not(self, call: Call) -> str | None:
         return None
-
-    def runtime_shapes(self, spec: QuantSpec, n: int, k: int) -> RuntimeShapes:
-        groups = spec.groups(k)
-        return RuntimeShapes((spec.plane_words(k), n), (groups, n), (groups, spec.words(n)))
-
-    def prepack(self, packed: PackedWeight, spec: QuantSpec, n: int, k: int) -> RuntimeWeight:
-        codes = packing.unpack_stream(packed.words, spec.bits, k)
-        zero = None if packed.zero is None else packed.zero.t().contiguous()
-        return RuntimeWeight(packing.pack_planes(codes, spec.bits), packed.scale.t().contiguous(), zero)
-
-    def unprepack(self, runtime: RuntimeWeight, spec: QuantSpec, n: int, k: int) -> PackedWeight:
-        codes = packing.unpack_planes(runtime.weight, spec.bits, k)
-        zero = None if runtime.zero is None else runtime.zero.t().contiguous()
-        return PackedWeight(packing.pack_stream(codes, spec.bits), runtime.scale.t().contiguous(), zero)
 
     def gemm(
         self,
@@ -62,12 +48,6 @@ class ReferenceBackend(Backend):
     ) -> Tensor:
         packed = backends.backend_of_layout(layout).unprepack(runtime, spec, n, k)
         return dequantize_packed(packed, spec, n, k, dtype)
-
-    def pack(self, codes: Tensor, bits: int) -> Tensor:
-        return packing.pack_stream(codes, bits)
-
-    def unpack(self, words: Tensor, bits: int, k: int) -> Tensor:
-        return packing.unpack_stream(words, bits, k)
 
     def quantize_rtn(self, weight: Tensor, spec: QuantSpec, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
         n, k = weight.shape

@@ -1,7 +1,7 @@
 """Which backend serves a call: a pure function of the call, printable, and overridable.
 
-Order: `use_backend(...)`, then the environment variable ``MMQ_BACKEND``, then the first backend of
-`backends.NAMES` that can serve. A forced backend that cannot serve raises; nothing falls back in silence.
+Order: `use_backend(...)`, then the environment variable ``MMQ_BACKEND``, then the backend that can serve and costs the
+least (`backends/costs.py`). A forced backend that cannot serve raises; nothing falls back in silence.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 
 from mmq_kernels import backends
 from mmq_kernels.backends import Call
+from mmq_kernels.backends.costs import costs
 from mmq_kernels.spec import QuantSpec
 
 _forced: ContextVar[str | None] = ContextVar("mmq_forced_backend", default=None)
@@ -80,6 +81,7 @@ def select(
     m: int | None = None,
     n: int | None = None,
     k: int | None = None,
+    forced: str | None = None,
 ) -> Choice:
     """The backend for one call of an op.
 
@@ -87,11 +89,13 @@ def select(
         op: name of a public op, or "prepack".
         device: where the tensors are.
         spec, dtype, layout, m, n, k: of the weight and the activation, as far as the op has them.
+        forced: a backend, or "backend/kernel", that must serve; default: what `forced_backend` says.
 
     Raises:
+        ValueError: for an unknown `forced`.
         RuntimeError: when a forced backend cannot serve the call, or none can.
     """
-    forced = forced_backend()
+    forced = forced or forced_backend()
     asked = _parse(forced, "backend")[1] if forced else None
     return _decide(Call(op, torch.device(device), dtype, layout, spec, m, n, k, asked), forced)
 
@@ -100,21 +104,60 @@ def select(
 def _decide(call: Call, forced: str | None) -> Choice:
     """The decision itself; what it depends on besides its arguments does not change while a process runs."""
     names = (forced.partition("/")[0],) if forced else backends.NAMES
+    table = costs(call.device.type, _gpu_name(call.device))
+    able: list[tuple[float, str, str]] = []
     refusals: list[str] = []
     for name in names:
         refusal = _why_not(name, call)
-        if refusal is None:
-            kernel, why = backends.backend(name).kernel(call)
-            reasons = ["asked for"] if forced else refusals
-            return Choice(name, kernel, "; ".join(filter(None, (why, *reasons))) or "preferred")
-        refusals.append(f"{name}: {refusal}")
-    asked_for = f"backend {forced!r} was asked for but" if forced else "no backend"
-    raise RuntimeError(f"{asked_for} cannot serve mmq.{call.op} on {call.device}: {'; '.join(refusals)}")
+        if refusal is not None:
+            refusals.append(f"{name}: {refusal}")
+            continue
+        for kernel in _kernels(name, call):
+            label = _label(name, kernel)
+            refusal = backends.backend(name).why_not_kernel(call, kernel) if kernel else None
+            if refusal is not None:
+                refusals.append(f"{label}: {refusal}")
+            else:
+                able.append((table.seconds(_priced(name, kernel), call), name, kernel))
+    if not able:
+        asked_for = f"backend {forced!r} was asked for but" if forced else "no backend"
+        raise RuntimeError(f"{asked_for} cannot serve mmq.{call.op} on {call.device}: {'; '.join(refusals)}")
+    ranked = sorted(able, key=lambda entry: entry[0])  # stable: of equals the first of NAMES
+    _, name, kernel = ranked[0]
+    reasons = ["asked for"] if forced else []
+    if len(ranked) > 1:
+        prices = [f"{_label(n, k)} {seconds * 1e6:.3g} us" for seconds, n, k in ranked]
+        tokens = "" if call.m is None else f"m = {call.m}, "
+        reasons.append(f"{tokens}{', '.join(prices)} ({table})")
+    return Choice(name, kernel, "; ".join(reasons + refusals) or "the only one")
+
+
+def _kernels(name: str, call: Call) -> tuple[str, ...]:
+    """The ways of a backend to serve a call; "" where it has only one."""
+    kernels = backends.backend(name).kernels
+    if not kernels or call.op != "gemm":
+        return ("",)
+    return (call.asked,) if call.asked else kernels
+
+
+def _priced(name: str, kernel: str) -> str:
+    """The entry of the table of costs for a call: that of a backend's first kernel where none is named."""
+    kernels = backends.backend(name).kernels
+    return _label(name, kernel or (kernels[0] if kernels else ""))
+
+
+def _label(name: str, kernel: str) -> str:
+    return f"{name}/{kernel}" if kernel else name
 
 
 def _why_not(name: str, call: Call) -> str | None:
     candidate = backends.backend(name)
     return candidate.why_unavailable() or candidate.why_not(call)
+
+
+@cache
+def _gpu_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" and torch.cuda.is_available() else ""
 
 
 def explain_all(device: torch.device | str) -> dict[str, str | None]:

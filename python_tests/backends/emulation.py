@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mmq_kernels.backends import Call, Kernel
+from mmq_kernels.backends import Call
 from mmq_kernels.backends.cuda import CudaBackend
 from mmq_kernels.spec import BITS
 
@@ -118,9 +118,6 @@ class EmulatedBackend(CudaBackend):
 
     def why_not(self, call: Call) -> str | None:
         return self.why_not_weight(call)
-
-    def kernel(self, call: Call) -> Kernel:
-        return Kernel("packed", "emulated")
 
     def _native(self) -> Any:
         return self.native.cuda

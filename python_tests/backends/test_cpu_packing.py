@@ -35,12 +35,19 @@ def test_every_code_at_every_position(bits) -> None:
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("n, k", [shape for shape in SHAPES if min(shape) > 0])
-def test_layout_is_the_planes_tiled_by_16_rows(bits, n, k) -> None:
+def test_layout_is_planes_of_words_tiled_by_16_rows(bits, n, k) -> None:
+    """As csrc/README.md draws them: a word of a plane of width p holds 32/p columns, lowest bits first."""
     spec = QuantSpec(bits, 8)
     case = Case(spec, n, k, torch.float16)
-    planes = packing.pack_planes(case.codes, bits)
-    padded = torch.nn.functional.pad(planes, (0, 16 * ceil_div(n, 16) - n))
-    assert torch.equal(case.runtime.weight, padded.view(-1, ceil_div(n, 16), 16).transpose(0, 1))
+    codes = torch.nn.functional.pad(case.codes.long(), (0, 0, 0, 16 * ceil_div(n, 16) - n))
+    planes, low = [], 0
+    for width in spec.planes:
+        fields = torch.nn.functional.pad((codes >> low) & (2**width - 1), (0, -k % (32 // width)))
+        weights = 2 ** (width * torch.arange(32 // width))
+        planes.append((fields.view(len(codes), -1, 32 // width) * weights).sum(2))
+        low += width
+    expected = torch.cat(planes, 1).view(-1, 16, spec.plane_words(k)).transpose(1, 2)
+    assert torch.equal(case.runtime.weight.long() & 0xFFFFFFFF, expected)
     for tensor, shape in zip(case.runtime, CPU.runtime_shapes(spec, n, k), strict=True):
         assert tensor.shape == shape
 

@@ -5,6 +5,7 @@ A patch's first line says what it breaks; `Bits: N` in it asks for another width
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -24,7 +25,8 @@ pytestmark = pytest.mark.skipif(REASON is not None, reason=f"no emulation: {REAS
 def outcome(root: Path, bits: int) -> subprocess.CompletedProcess:
     module = emulation.build(root, [bits])
     command = [sys.executable, str(HERE / "mutant_checks.py"), str(module), str(bits)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    environment = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
 
 
 @pytest.mark.parametrize("bits", [3, 8])

@@ -4,12 +4,11 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from mmq_kernels import backends, ops
+from mmq_kernels import ops
 from mmq_kernels.nn import QuantLinear
 from mmq_kernels.ops.choice import forced_backend
 from mmq_kernels.spec import BITS, QuantSpec
 
-HERE = [name for name in backends.NAMES if backends.backend(name).why_unavailable() is None]
 ACTIVATIONS = {
     "none": lambda y: y,
     "relu": torch.relu,
@@ -18,12 +17,6 @@ ACTIVATIONS = {
     "quick_gelu": lambda y: y * torch.sigmoid(1.702 * y),
     "silu": torch.nn.functional.silu,
 }
-
-
-@pytest.fixture(params=HERE)
-def on(request):
-    with ops.use_backend(request.param):
-        yield request.param
 
 
 def layer(spec=None, n=24, k=40, **kwargs) -> QuantLinear:

@@ -73,19 +73,28 @@ class Case:
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 
 
-def linear_bound(case: Case, x: Tensor, bias: Tensor | None, activation: str) -> tuple[Tensor, Tensor]:
+def linear_bound(
+    case: Case, x: Tensor, bias: Tensor | None, activation: str, rounded_weights: bool = False
+) -> tuple[Tensor, Tensor]:
     """What a gemm should give, in fp64, and how far each output may be from it.
 
     The bound: twice the error of dequantize + matmul in x's dtype, plus a floor of one rounding of the output and the
     fp32 roundings of the terms a kernel adds (|x| times the magnitudes of code and zero point about the centre of the
     codes); the slope of an activation is at most 1.13.
+
+    Args:
+        rounded_weights: the kernel rounds weights to x's dtype before it multiplies: what that alone does to an output
+            is in dequantize + matmul too, but may be hidden there by the rounding of the output.
     """
     act = ACTIVATIONS[activation]
-    before = x.double() @ case.dense.t() + (0 if bias is None else bias.double())
+    added = 0 if bias is None else bias.double()
+    before = x.double() @ case.dense.t() + added
     expected = act(before)
     plain = act(torch.nn.functional.linear(x, case.dense.to(x.dtype), bias).double()).to(x.dtype).double()
     floor = UNIT_ROUNDOFF[x.dtype] * expected.abs() + 2e-8  # 2e-8: half a step of fp16's subnormals
     floor += UNIT_ROUNDOFF[torch.float32] * (2 * (x.double().abs() @ case.magnitude.t()) + 4 * before.abs())
+    if rounded_weights:
+        floor += (act(x.double() @ case.dense.to(x.dtype).double().t() + added) - expected).abs()
     return expected, 2 * (plain - expected).abs() + floor
 
 
