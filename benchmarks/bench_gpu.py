@@ -2,10 +2,11 @@
 
     python benchmarks/bench_gpu.py [--full | --all] [--seconds S] [--out FILE] [--roofline FILE]
 
-Meant to take four minutes on an H200: 8192 x 8192, group 128, at 8, 4, 3 and 2 bits; ViT-g's fc1 with bias and gelu
-fused; one layer of GPTQ; blocks of BLIP-2; decoding with the whole of it; what a call costs the host. `--full` adds
-every shape of `mmq_kernels.bench.shapes` at 2..8 bits; `--all` does so at every number of tokens and group size there,
-which takes a quarter of an hour and more. Lines are appended as they are found. Where the package lies
+Meant to take five minutes on an H200: 8192 x 8192, group 128, at 8, 4, 3 and 2 bits, on every kernel that `select`
+weighs, and the rates that it should weigh them by; ViT-g's fc1 with bias and gelu fused; one layer of GPTQ; blocks of
+BLIP-2; decoding with the whole of it; what a call costs the host. `--full` adds every shape of
+`mmq_kernels.bench.shapes` at 2..8 bits; `--all` does so at every number of tokens and group size there, which takes a
+quarter of an hour and more. Lines are appended as they are found. Where the package lies
 without its git checkout, the environment variable MMQ_COMMIT names the commit.
 """
 
@@ -20,25 +21,31 @@ from pathlib import Path
 import torch
 from tables import GPU_BITS, GPU_TOKENS, RESULTS
 
+from mmq_kernels.backends import backend
 from mmq_kernels.bench.blocks import bench_blocks
 from mmq_kernels.bench.decode import bench_decode
 from mmq_kernels.bench.gemm import bench_gemm, bench_overhead
 from mmq_kernels.bench.gptq import bench_gptq
 from mmq_kernels.bench.lines import line
+from mmq_kernels.bench.rates import measured
 from mmq_kernels.bench.record import Row, append, provenance, read
 from mmq_kernels.bench.setting import Setting
 from mmq_kernels.bench.shapes import GROUPS, PATCHES, SHAPES, TOKENS, named
 from mmq_kernels.spec import BITS
+
+KERNELS = ("cuda/packed", "cuda/dense", "triton/packed", "triton/dense")
+"""What `select` weighs on a GPU, all timed in the same turns."""
 
 FULL_TOKENS = (1, 16, PATCHES, 1024)
 
 
 def parts(setting: Setting, full: bool, everything: bool) -> dict[str, Callable[[], Iterator[Row]]]:
     """What to run, in this order; a part holds memory only while it runs."""
+    beside = KERNELS if backend("triton").why_unavailable() is None else KERNELS[:2]
     square, fc1 = named(["square.8192"]), named(["vit.fc1"])
     chosen: dict[str, Callable[[], Iterator[Row]]] = {
-        "linears": lambda: bench_gemm(setting, square, GPU_BITS, (128,), GPU_TOKENS),
-        "fused": lambda: bench_gemm(setting, fc1, GPU_BITS, (128,), (PATCHES,), activation="gelu"),
+        "linears": lambda: bench_gemm(setting, square, GPU_BITS, (128,), GPU_TOKENS, beside=beside),
+        "fused": lambda: bench_gemm(setting, fc1, GPU_BITS, (128,), (PATCHES,), activation="gelu", beside=beside),
         "overhead": lambda: bench_overhead(setting, GPU_BITS),
         "gptq": lambda: bench_gptq(setting, 4096),
         "blocks": lambda: bench_blocks(setting, (4, 8)),
@@ -84,6 +91,7 @@ def main() -> None:
             append(options.out, [row | about])
         print(f"{name}: {time.perf_counter() - begin:.0f} s", flush=True)
         torch.cuda.empty_cache()
+    print("for mmq_kernels/backends/costs.py:", measured(read(options.out), about["gpu"]))
     if options.roofline:
         draw(options.out, options.roofline)
     print(f"{time.perf_counter() - started:.0f} s; lines appended to {options.out}")

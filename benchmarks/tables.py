@@ -112,20 +112,29 @@ def gemm() -> str:
 
 
 def gpu() -> str:
-    """Empty cells, and a line that says so, for what no results file holds."""
+    """The linear as `select` serves it, and the same on Triton alone; empty cells for what no results file holds."""
     rows = [row for row in read("gpu") if _in_gpu_table(row)]
     run = ("command", "commit", "gpu", "date")
     rows = [row for row in rows if all(row[key] == rows[-1][key] for key in run)]
     found = {(row["bits"], row["m"]): f"{row['x_torch_fp16']:.2f}x" for row in rows}
-    body = [[f"{bits} bits", *(found.get((bits, m), "") for m in GPU_TOKENS)] for bits in GPU_BITS]
+    alone = {(row["bits"], row["m"]): _triton(row) for row in rows if "triton/packed_us" in row}
+    body = [
+        [f"{bits} bits{name}", *(cells.get((bits, m), "") for m in GPU_TOKENS)]
+        for name, cells in (("", found), (", Triton alone", alone))
+        for bits in GPU_BITS
+    ]
     text = (
         f"**GPU, {GPU_SIZE} x {GPU_SIZE}, group 128**: speed of the packed linear over torch's fp16 linear in the same "
-        "run (ratio of medians), by tokens m.\n\n"
+        "run (ratio of medians), by tokens m; of Triton's two kernels the faster one.\n\n"
     )
     lines = [source(rows[-1])] if rows else []
-    if len(found) < len(GPU_BITS) * len(GPU_TOKENS):
+    if len(found) + len(alone) < 2 * len(GPU_BITS) * len(GPU_TOKENS):
         lines.append("Empty cells were not measured: no GPU has run this commit.")
     return text + table(["", *(f"m = {m}" for m in GPU_TOKENS)], body) + "\n" + "\n\n".join(lines) + "\n"
+
+
+def _triton(row: Row) -> str:
+    return f"{max(row[f'triton/{kernel}_x_torch_fp16'] for kernel in ('packed', 'dense')):.2f}x"
 
 
 def _in_gpu_table(row: Row) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import mmq_kernels
-from mmq_kernels.bench.layers import random_layer, twin
+from mmq_kernels.bench.layers import pinned, random_layer, twin
 from mmq_kernels.bench.record import Row
 from mmq_kernels.bench.setting import Setting
 from mmq_kernels.bench.shapes import Shape
@@ -49,19 +49,25 @@ def bench_gemm(
     tokens: Sequence[int],
     *,
     activation: str = "none",
+    beside: Sequence[str] = (),
 ) -> Iterator[Row]:
     """A row for each shape, group size, width and number of tokens.
 
     Args:
         activation: none, or gelu: a bias is then added and the activation fused, and torch calls it by itself.
+        beside: backends ("triton"), or kernels of them ("cuda/dense"), that are timed in the same turns.
+
+    Raises:
+        RuntimeError: for a backend that cannot serve here.
     """
     for shape in shapes:
         dense = {name: _dense(setting, shape, dtype) for name, dtype in setting.baselines.items()}
         for group in groups:
             for width in bits:
                 layers = _packed(setting, shape, QuantSpec(width, group), activation)
+                others = {name: _copies(setting, pinned(layers[0], name)) for name in beside}
                 for m in tokens:
-                    yield _row(setting, shape, layers, dense, m)
+                    yield _row(setting, shape, layers, others, dense, m)
 
 
 def _dense(setting: Setting, shape: Shape, dtype: torch.dtype) -> list[Tensor]:
@@ -72,15 +78,28 @@ def _dense(setting: Setting, shape: Shape, dtype: torch.dtype) -> list[Tensor]:
 def _packed(setting: Setting, shape: Shape, spec: QuantSpec, activation: str) -> list[QuantLinear]:
     bias = activation != "none"
     first = random_layer(shape.n, shape.k, spec, setting.device, setting.dtype, bias=bias, activation=activation)
+    return _copies(setting, first)
+
+
+def _copies(setting: Setting, first: QuantLinear) -> list[QuantLinear]:
     return [first] + [twin(first) for _ in range(setting.copies(first.packed_bytes) - 1)]
 
 
-def _row(setting: Setting, shape: Shape, layers: list[QuantLinear], dense: dict[str, list[Tensor]], m: int) -> Row:
+def _row(
+    setting: Setting,
+    shape: Shape,
+    layers: list[QuantLinear],
+    others: dict[str, list[QuantLinear]],
+    dense: dict[str, list[Tensor]],
+    m: int,
+) -> Row:
     first, n, k = layers[0], shape.n, shape.k
     x = torch.randn(m, k, device=setting.device)
     bias = dict(first.named_parameters()).get("bias")
     limits, moved = setting.limits, moved_bytes(first, m, setting.dtype)
     calls: dict[str, Rotation] = {"packed": _packed_calls(layers, x.to(setting.dtype))}
+    for name, copies in others.items():
+        calls[name] = _packed_calls(copies, x.to(setting.dtype))
     for name, weights in dense.items():
         calls[name] = _dense_calls(weights, x.to(weights[0].dtype), bias, first.activation)
     took = setting.timed(calls)
@@ -115,6 +134,9 @@ def _row(setting: Setting, shape: Shape, layers: list[QuantLinear], dense: dict[
         row[f"torch_{name}_us"] = took[name]["us"]
         row[f"x_torch_{name}"] = took[name]["us"] / packed["us"]
         row[f"x_torch_{name}_best"] = took[name]["us_min"] / packed["us_min"]
+    for name in others:
+        row[f"{name}_us"] = took[name]["us"]
+        row[f"{name}_x_torch_{setting.dtype_name}"] = took[setting.dtype_name]["us"] / took[name]["us"]
     return row
 
 

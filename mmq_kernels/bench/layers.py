@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 
 import torch
 from torch import nn
@@ -32,6 +33,17 @@ def random_layer(
     return layer.to(device)
 
 
+def pinned(layer: QuantLinear, backend: str) -> QuantLinear:
+    """A copy of a layer that a backend, or one kernel of it ("cuda/dense"), serves.
+
+    Raises:
+        RuntimeError: where it cannot.
+    """
+    copy = deepcopy(layer)
+    copy.backend = backend
+    return copy
+
+
 def twin(layer: QuantLinear) -> QuantLinear:
     """The same layer in memory of its own, without packing anything anew."""
     copy = QuantLinear(
@@ -44,6 +56,7 @@ def twin(layer: QuantLinear) -> QuantLinear:
         dtype=layer.dtype,
         scale_dtype=layer.scale_runtime.dtype,
     )
+    copy.backend = layer.pinned
     theirs = {**dict(layer.named_buffers()), **dict(layer.named_parameters())}
     for name, ours in (*copy.named_buffers(), *copy.named_parameters()):
         ours.data.copy_(theirs[name])

@@ -41,6 +41,9 @@ def bench(
     shapes: Annotated[
         str | None, typer.Option(help="Of the suite gemm: vit.fc1, a family such as opt, or NxK.")
     ] = None,
+    beside: Annotated[
+        str, typer.Option(help="Backends or kernels to time in the same turns of the suite gemm: triton,cuda/dense.")
+    ] = "",
     dtype: Annotated[str | None, typer.Option(help="fp16 (default on cuda), bf16 or fp32 (default on a CPU).")] = None,
     seconds: Annotated[float | None, typer.Option(help="Time for each row; default 0.5.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small and rough: whether it runs, not how fast.")] = False,
@@ -68,7 +71,7 @@ def bench(
     setting = Setting.standard(target, dtype_name=dtype, seconds=seconds, quick=quick)
     widths = _numbers("--bits", bits, "from 2 to 8", lambda value: value in BITS)
     parts = {
-        "gemm": lambda: _gemm(setting, widths, groups, tokens, shapes),
+        "gemm": lambda: _gemm(setting, widths, groups, tokens, shapes, beside),
         "gptq": lambda: _gptq(setting),
         "blocks": lambda: _blocks(setting, widths),
         "decode": lambda: _decode(setting, widths),
@@ -89,7 +92,7 @@ def bench(
         _print(rows, about, [path for path in (out, roofline) if path])
 
 
-def _gemm(setting: Setting, bits: list[int], groups: str, tokens: str | None, shapes: str | None) -> Part:
+def _gemm(setting: Setting, bits: list[int], groups: str, tokens: str | None, shapes: str | None, beside: str) -> Part:
     from mmq_kernels.bench.gemm import bench_gemm
 
     default = _QUICK_TOKENS if setting.quick else _CUDA_TOKENS if setting.device.type == "cuda" else _CPU_TOKENS
@@ -102,7 +105,8 @@ def _gemm(setting: Setting, bits: list[int], groups: str, tokens: str | None, sh
     )
     chosen = _shapes(shapes or (_QUICK_SHAPES if setting.quick else _DEFAULT_SHAPES))
     count = len(chosen) * len(sizes) * len(bits) * len(rows_of_x)
-    return Part(count, bench_gemm(setting, chosen, bits, sizes, rows_of_x))
+    others = tuple(filter(None, beside.split(",")))
+    return Part(count, bench_gemm(setting, chosen, bits, sizes, rows_of_x, beside=others))
 
 
 def _gptq(setting: Setting) -> Part:

@@ -40,6 +40,7 @@ def installation() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
+        "triton": _triton_version(),
         "threads": torch.get_num_threads(),
         "extension": {
             "available": native,
@@ -51,6 +52,14 @@ def installation() -> dict[str, Any]:
         "backends": {name: {"available": why is None, "why_not": why} for name, why in ops.explain_all(here).items()},
         "forced_backend": ops.forced_backend(),
     }
+
+
+def _triton_version() -> str | None:
+    try:
+        import triton
+    except ImportError:
+        return None
+    return triton.__version__
 
 
 def checkpoint_facts(folder: str) -> dict[str, Any]:
@@ -79,7 +88,8 @@ def _print_installation(facts: dict[str, Any]) -> None:
     table = Table(show_header=False, box=None)
     extension, gpus = facts["extension"], facts["gpus"]
     table.add_row("mmq_kernels", facts["version"])
-    table.add_row("python", f"{facts['python']}, torch {facts['torch']}, transformers {facts['transformers']}")
+    versions = ", ".join(f"{name} {facts[name] or '(none)'}" for name in ("torch", "transformers", "triton"))
+    table.add_row("python", f"{facts['python']}, {versions}")
     table.add_row("extension", _build(extension))
     table.add_row("CPU", f"{facts['cpu_isa'] or 'portable torch'}, {facts['threads']} threads")
     table.add_row("GPUs", _gpus(gpus))

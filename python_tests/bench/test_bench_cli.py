@@ -58,6 +58,7 @@ def test_every_suite_runs(capsys: pytest.CaptureFixture[str]) -> None:
         (["--dtype", "fp8"], r"--dtype must be one of fp32, fp16, bf16, got 'fp8'"),
         (["--seconds", "0"], r"--seconds must be positive, got 0.0"),
         (["--device", "tpu9"], r"device must be cpu, cuda or cuda:N, got 'tpu9'"),
+        (["--beside", "tpu"], r"backend must be one of cuda, triton, cpu, reference, got 'tpu'"),
         (["gptq", "--roofline", "x.html"], r"--roofline must go with the suite gemm, got gptq"),
     ],
 )

@@ -84,3 +84,12 @@ def test_shapes_by_name_family_and_size() -> None:
     assert list(TOKENS) == sorted(TOKENS)
     with pytest.raises(ValueError, match=r"a shape must be NxK, one of vit, .*, or one of their layers .*, got 'vat'"):
         named(["vat"])
+
+
+def test_other_backends_are_timed_beside(setting: Setting) -> None:
+    rows = list(bench_gemm(setting, named(["24x64"]), (4,), (32,), (1, 5), beside=("reference",)))
+    for row in rows:
+        assert row["reference_us"] > 0 and not row["kernel"].startswith("reference")
+        assert row["reference_x_torch_fp32"] == row["torch_fp32_us"] / row["reference_us"]
+    with pytest.raises(RuntimeError, match="'cuda' was asked for but cannot serve"):
+        list(bench_gemm(setting, named(["24x64"]), (4,), (32,), (1,), beside=("cuda",)))

@@ -29,7 +29,7 @@ def gpu(monkeypatch):
 def test_every_step_has_a_command(gpu, monkeypatch, tmp_path) -> None:
     monkeypatch.setattr(gpu, "sanitizer", lambda: "/opt/compute-sanitizer")
     parts = gpu.commands(tmp_path, list(gpu.STEPS), full=False)
-    assert list(parts) == ["build", "test", *gpu.TOOLS, "bench"]
+    assert list(parts) == ["build", "test", "ops", *gpu.TOOLS, "bench"]
     assert parts["build"][1]["MMQ_CUDA_ARCHS"] == "90a"
     for tool in gpu.TOOLS:
         command = parts[tool][0]

@@ -29,8 +29,8 @@ def write(folder: Path, rows: list[dict[str, object]]) -> None:
     (folder / "gpu.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def cells(text: str, bits: int) -> list[str]:
-    (line,) = [line for line in text.splitlines() if line.startswith(f"| {bits} bits |")]
+def cells(text: str, bits: int, name: str = "") -> list[str]:
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| {bits} bits{name} |")]
     return [cell.strip() for cell in line.split("|")[2:-1]]
 
 
@@ -52,7 +52,12 @@ def test_cells_come_from_the_last_run_alone(tables: types.ModuleType, tmp_path: 
 
 
 def test_a_full_table_misses_nothing(tables: types.ModuleType, tmp_path: Path) -> None:
-    write(tmp_path, [row(bits, m, 2.0) for bits in tables.GPU_BITS for m in tables.GPU_TOKENS])
+    rows = [row(bits, m, 2.0) for bits in tables.GPU_BITS for m in tables.GPU_TOKENS]
+    write(tmp_path, rows)
+    assert NOT_MEASURED in tables.gpu()
+    beside = {"triton/packed_us": 1.0, "triton/packed_x_torch_fp16": 1.5, "triton/dense_x_torch_fp16": 0.9}
+    write(tmp_path, [line | beside for line in rows])
     text = tables.gpu()
     assert all(cells(text, bits) == ["2.00x"] * 6 for bits in (8, 4, 3, 2))
+    assert all(cells(text, bits, ", Triton alone") == ["1.50x"] * 6 for bits in (8, 4, 3, 2))
     assert NOT_MEASURED not in text
