@@ -47,7 +47,7 @@ def parts(setting: Setting, full: bool, everything: bool) -> dict[str, Callable[
         "linears": lambda: bench_gemm(setting, square, GPU_BITS, (128,), GPU_TOKENS, beside=beside),
         "fused": lambda: bench_gemm(setting, fc1, GPU_BITS, (128,), (PATCHES,), activation="gelu", beside=beside),
         "overhead": lambda: bench_overhead(setting, GPU_BITS),
-        "gptq": lambda: bench_gptq(setting, 4096),
+        "gptq": lambda: bench_gptq(setting, 4096, beside=("triton",) if len(beside) > 2 else ()),
         "blocks": lambda: bench_blocks(setting, (4, 8)),
         "decode": lambda: bench_decode(setting, (4,)),
     }

@@ -7,7 +7,7 @@ the factor and the trailing updates, which is the floor of the other two.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -78,6 +78,11 @@ def gptq_by_blocks(weight: Tensor, hessian: Tensor, spec: QuantSpec = SPEC, bloc
     return Grid(codes, quantized)
 
 
+def _forced(backend: str, weight: Tensor, hessian: Tensor) -> Grid:
+    with ops.use_backend(backend):
+        return gptq_by_blocks(weight, hessian)
+
+
 def chain(weight: Tensor, hessian: Tensor, block: int = BLOCK) -> Tensor:
     """The factor and the trailing updates alone, with the block's own weights in the place of its errors."""
     weight, hinv = weight.clone(), upper_factor(hessian)
@@ -94,11 +99,12 @@ def weighted_error(weight: Tensor, quantized: Tensor, hessian: Tensor) -> float:
     return float(((difference @ hessian) * difference).sum(dtype=torch.float64))
 
 
-def bench_gptq(setting: Setting, size: int, *, rounds: int = 3) -> Iterator[Row]:
+def bench_gptq(setting: Setting, size: int, *, rounds: int = 3, beside: Sequence[str] = ()) -> Iterator[Row]:
     """One layer size x size, 4 bits, groups of 128, in fp32; how far the two ways agree is part of the row.
 
     Args:
         rounds: how often each way is timed, all in turns; at least 2.
+        beside: backends whose `gptq_block` is timed in the same turns.
     """
     device = setting.device
     x = torch.randn(2 * size, size, device=device)
@@ -110,6 +116,7 @@ def bench_gptq(setting: Setting, size: int, *, rounds: int = 3) -> Iterator[Row]
         "chain": lambda _: chain(weight, hessian),
         "factor": lambda _: upper_factor(hessian),
     }
+    ways |= {name: lambda _, name=name: _forced(name, weight, hessian) for name in beside}
     # A Cholesky factorization looks at its own success on the host: no graph can hold it.
     took = timed(ways, 0, device, least=rounds, graph=False, clock=setting.clock)
     blocks, columns = gptq_by_blocks(weight, hessian), gptq_by_columns(weight, hessian)
@@ -131,4 +138,5 @@ def bench_gptq(setting: Setting, size: int, *, rounds: int = 3) -> Iterator[Row]
         "equal_codes": (blocks.codes == columns.codes).float().mean().item(),
         "equal_weights": (blocks.weight == columns.weight).float().mean().item(),
         "error_ratio": weighted_error(weight, blocks.weight, hessian) / weighted_error(weight, columns.weight, hessian),
+        **{f"{name}_seconds": took[name]["us"] / 1e6 for name in beside},
     }

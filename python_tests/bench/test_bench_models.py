@@ -33,7 +33,8 @@ def tiny() -> Blip2Config:
 
 
 def test_gptq_row(setting: Setting) -> None:
-    (row,) = bench_gptq(setting, 136, rounds=2)
+    (row,) = bench_gptq(setting, 136, rounds=2, beside=("reference",))
+    assert row["reference_seconds"] > 0
     assert row["x_torch"] == pytest.approx(row["torch_seconds"] / row["seconds"])
     assert row["x_chain"] == pytest.approx(row["seconds"] / row["chain_seconds"])
     assert row["equal_codes"] > 0.99

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch's deterministic mode asks of a GPU
 
 import pytest
 import torch
@@ -42,11 +45,15 @@ def device_of(name: str) -> str:
 
 @pytest.fixture(params=backends.NAMES)
 def on(request) -> Iterator[On]:
-    """Ops inside the test run on this backend; new tensors are on its device."""
+    """Ops inside the test run on this backend; new tensors are on its device, and what is allocated is poisoned."""
     name = request.param
     reason = backends.backend(name).why_unavailable()
     if reason:
         pytest.skip(f"{name}: {reason}")
     device = device_of(name)
-    with torch.device(device), ops.use_backend(name):
-        yield On(name, device)
+    torch.use_deterministic_algorithms(True)  # `torch.empty` then holds NaN or the largest integer
+    try:
+        with torch.device(device), ops.use_backend(name):
+            yield On(name, device)
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -26,6 +26,7 @@ def _forgetful():
 @pytest.fixture
 def gpu(monkeypatch):
     """A machine with a GPU of compute capability 9.0, the extension and Triton."""
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(cuda.CudaBackend, "why_unavailable", lambda self: None)
     monkeypatch.setattr(triton.TritonBackend, "why_unavailable", lambda self: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
@@ -149,6 +150,13 @@ def test_what_cuda_does_not_serve_is_said(gpu, monkeypatch) -> None:
 def test_no_silent_move_to_another_device() -> None:
     chosen = ops.select("gemm", "cpu", spec=QuantSpec(4, 128), layout="planes", m=1)
     assert chosen.backend == "reference" and "cuda: " in chosen.reason and "cpu: " in chosen.reason
+
+
+def test_more_words_than_triton_counts_are_refused(gpu) -> None:
+    weight = {"spec": QuantSpec(8, 24), "n": 2**17, "k": 2**16}
+    assert ops.select("prepack", "cuda:0", **weight).backend == "reference"
+    with ops.use_backend("triton"), pytest.raises(RuntimeError, match="2147483648 words, more than the 2147483647"):
+        ops.select("prepack", "cuda:0", **weight)
 
 
 def test_a_call_can_be_pinned(gpu) -> None:

@@ -35,6 +35,9 @@ GPUS = ("cuda", "xpu")
 
 LEAST_CAPABILITY = (7, 5)
 
+MOST_WORDS = 2**31 - 1
+"""Places of words are 32-bit numbers in the kernels; those of x and y are not."""
+
 
 def interpreted() -> bool:
     """Whether Triton runs its kernels in Python, on CPU tensors: for tests."""
@@ -73,6 +76,10 @@ class TritonBackend(PlanesBackend):
                 return f"compute capability is {'.'.join(map(str, capability))}, below 7.5"
         if call.layout not in (None, self.layout):
             return f"the weight has layout {call.layout!r}, not {self.layout!r}"
+        if call.spec is not None and call.n is not None and call.k is not None:
+            words = call.spec.plane_words(call.k) * call.n
+            if words > MOST_WORDS:
+                return f"the weight has {words} words, more than the {MOST_WORDS} that the kernels can count"
         return None
 
     # --- products ---------------------------------------------------------------------------------------------------

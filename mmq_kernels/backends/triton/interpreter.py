@@ -12,7 +12,7 @@ import numpy as np
 
 
 def mend() -> None:
-    """Replace three methods of the interpreter, once."""
+    """Replace three methods of the interpreter, and add one that Triton before 3.9 lacks, once."""
     import triton.language as tl
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
@@ -52,7 +52,11 @@ def mend() -> None:
         a, b = (widened(part) if is_bf16(part) else part for part in (a, b))
         return plain["create_dot"](self, a, b, *rest)
 
+    def get_bf16(self: Any, value: float) -> Any:
+        return rounded(self.get_fp32(value))
+
     InterpreterBuilder.mmq_plain = plain
+    InterpreterBuilder.get_bf16 = get_bf16
     InterpreterBuilder.binary_op = binary_op
     InterpreterBuilder.cast_impl = cast_impl
     InterpreterBuilder.create_dot = create_dot
