@@ -25,8 +25,13 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 STEPS = ("build", "test", "sanitize", "bench")
-OP_TESTS = ["python_tests/ops", "python_tests/backends/test_triton_kernels.py", "-q", "-p", "no:cacheprovider"]
-"""The public ops on every backend, and Triton's kernels, natively."""
+OP_TESTS = [
+    "python_tests/ops",
+    "python_tests/integration",
+    "python_tests/backends/test_triton_kernels.py",
+    *("-q", "-p", "no:cacheprovider"),
+]
+"""The public ops on every backend, what torch makes of them, and Triton's kernels, natively."""
 
 GPU_TESTS = ["python_tests/backends", "-k", "gpu", "-q", "-p", "no:cacheprovider"]
 TOOLS = ("memcheck", "racecheck", "synccheck")
@@ -57,7 +62,7 @@ def commands(out: Path, steps: list[str], full: bool) -> dict[str, tuple[list[st
     if "test" in steps:
         workers = ["-n", "4"] if importlib.util.find_spec("xdist") else []
         parts["test"] = ([python, "-m", "pytest", *GPU_TESTS, *workers], {})
-        parts["ops"] = ([python, "-m", "pytest", *OP_TESTS, *workers], {})
+        parts["ops"] = ([python, "-m", "pytest", *OP_TESTS, *workers, *(["--dist", "loadfile"] if workers else [])], {})
     if "sanitize" in steps:
         found = sanitizer()
         for tool in TOOLS if found else ():

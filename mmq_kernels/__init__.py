@@ -50,6 +50,7 @@ def explain(layer: QuantLinear, m: int | None = None) -> str:
         m=m,
         n=layer.out_features,
         k=layer.in_features,
+        forced=layer.pinned or None,
     )
     return str(choice)
 

@@ -7,8 +7,9 @@ the factor and the trailing updates, which is the floor of the other two.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ def gptq_by_blocks(weight: Tensor, hessian: Tensor, spec: QuantSpec = SPEC, bloc
     return Grid(codes, quantized)
 
 
-def _forced(backend: str, weight: Tensor, hessian: Tensor) -> Grid:
+def _forced(backend: str, weight: Tensor, hessian: Tensor, _: int = 0) -> Grid:
     with ops.use_backend(backend):
         return gptq_by_blocks(weight, hessian)
 
@@ -110,13 +111,14 @@ def bench_gptq(setting: Setting, size: int, *, rounds: int = 3, beside: Sequence
     x = torch.randn(2 * size, size, device=device)
     hessian = x.t() @ x / (2 * size) + 0.01 * torch.eye(size, device=device)
     weight = torch.randn(size, size, device=device) * 0.02
-    ways = {
+    ways: dict[str, Callable[[int], Any]] = {
         "columns": lambda _: gptq_by_columns(weight, hessian),
         "blocks": lambda _: gptq_by_blocks(weight, hessian),
         "chain": lambda _: chain(weight, hessian),
         "factor": lambda _: upper_factor(hessian),
     }
-    ways |= {name: lambda _, name=name: _forced(name, weight, hessian) for name in beside}
+    for name in beside:
+        ways[name] = partial(_forced, name, weight, hessian)
     # A Cholesky factorization looks at its own success on the host: no graph can hold it.
     took = timed(ways, 0, device, least=rounds, graph=False, clock=setting.clock)
     blocks, columns = gptq_by_blocks(weight, hessian), gptq_by_columns(weight, hessian)

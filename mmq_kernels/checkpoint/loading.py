@@ -20,7 +20,7 @@ from mmq_kernels.checkpoint.format import KEY, Stored, parse
 from mmq_kernels.checkpoint.shards import Folder
 from mmq_kernels.checkpoint.skeleton import architecture, build_skeleton, is_derived, places, tied_names
 from mmq_kernels.nn import QuantLinear
-from mmq_kernels.nn.linear import ON_DISK
+from mmq_kernels.nn.on_disk import ON_DISK
 
 
 def load(

@@ -14,21 +14,14 @@ from torch import Tensor, nn
 
 from mmq_kernels import backends, ops
 from mmq_kernels.backends import ACTIVATIONS, PackedWeight, RuntimeWeight
-from mmq_kernels.nn.order import check_group_index, group_index, stored_order
+from mmq_kernels.nn.layouts import blank, layout_for, moved, packed_of, reordered, runtime_of
+from mmq_kernels.nn.on_disk import ON_DISK, check, stored_shape
+from mmq_kernels.nn.order import group_index, stored_order
+from mmq_kernels.ops import checks
 from mmq_kernels.ops.choice import select
 from mmq_kernels.spec import QuantSpec
 
 _RUNTIME = ("weight_runtime", "scale_runtime", "zero_runtime", "perm")
-
-ON_DISK = (
-    "weight_packed",
-    "weight_scale",
-    "weight_zero_point",
-    "weight_shape",
-    "weight_g_idx",
-    "weight_input_scale",
-)
-"""Names a quantized weight has in a checkpoint; the last three are not always there."""
 
 
 class QuantLinear(nn.Module):
@@ -56,6 +49,8 @@ class QuantLinear(nn.Module):
     perm: Tensor | None
     weight_input_scale: Tensor | None
     _like: Tensor
+    pinned: str = ""
+    """What was assigned to `backend`; "" where the choice is free."""
 
     def __init__(
         self,
@@ -77,8 +72,11 @@ class QuantLinear(nn.Module):
         self.in_features, self.out_features, self.spec = in_features, out_features, spec
         self.activation, self.activation_order = activation, activation_order
         device = torch.device(device) if device is not None else torch.get_default_device()
-        self.layout = _layout_for(device, spec, in_features)
+        self.layout = layout_for(device, spec, in_features)
         shapes = backends.backend_of_layout(self.layout).runtime_shapes(spec, out_features, in_features)
+        scale = torch.ones(in_features, dtype=dtype, device=device) if input_scale else None
+        self.register_buffer("weight_input_scale", scale, persistent=False)
+        self.register_buffer("_like", torch.empty(0, dtype=dtype, device=device), persistent=False)
         self._set_runtime(
             RuntimeWeight(
                 torch.zeros(shapes.weight, dtype=torch.int32, device=device),
@@ -87,9 +85,6 @@ class QuantLinear(nn.Module):
             ),
             torch.arange(in_features, dtype=torch.int32, device=device) if activation_order else None,
         )
-        scale = torch.ones(in_features, dtype=dtype, device=device) if input_scale else None
-        self.register_buffer("weight_input_scale", scale, persistent=False)
-        self.register_buffer("_like", torch.empty(0, dtype=dtype, device=device), persistent=False)
         values = torch.zeros(out_features, dtype=dtype, device=device) if bias else None
         self.register_parameter("bias", None if values is None else nn.Parameter(values, requires_grad=False))
 
@@ -152,13 +147,7 @@ class QuantLinear(nn.Module):
         Raises:
             ValueError: for a missing or malformed tensor, naming it.
         """
-        for name in ("weight_packed", "weight_scale", "weight_shape"):
-            if name not in tensors:
-                raise ValueError(f"{name} must be among the tensors of a quantized layer, got {sorted(tensors)}")
-        shape = tensors["weight_shape"]
-        if shape.numel() != 2 or int(shape.min()) < 1:
-            raise ValueError(f"weight_shape must hold two positive sizes n, k, got {shape.tolist()}")
-        n, k = (int(size) for size in shape)
+        n, k = stored_shape(tensors)
         bias = tensors.get("bias")
         scale = tensors["weight_scale"]
         layer = cls(
@@ -200,8 +189,26 @@ class QuantLinear(nn.Module):
 
     @property
     def backend(self) -> str:
-        """Name of the backend that serves this layer now."""
-        return select("gemm", self.device, spec=self.spec, dtype=self.dtype, layout=self.layout).backend
+        """Name of the backend that serves this layer now.
+
+        Assigned to, it pins the layer: ``layer.backend = "triton"`` (or "cuda/dense" and the like, for one kernel of
+        a backend) brings the weight into that backend's layout, and from then on it serves every call, or raises why
+        it cannot, whatever `use_backend` says. None or "" gives the choice back. A pin is no part of the state_dict.
+
+        Raises:
+            ValueError: for an unknown name.
+            RuntimeError: for a backend that cannot be used on the layer's device; the layer is then as it was.
+        """
+        return select(
+            "gemm", self.device, spec=self.spec, dtype=self.dtype, layout=self.layout, forced=self.pinned or None
+        ).backend
+
+    @backend.setter
+    def backend(self, name: str | None) -> None:
+        name = name or ""
+        checks.backend(name)
+        self._bring_into(layout_for(self.device, self.spec, self.in_features, name))
+        self.pinned = name
 
     @property
     def packed_bytes(self) -> int:
@@ -236,6 +243,7 @@ class QuantLinear(nn.Module):
             self.in_features,
             self.layout,
             self.activation,
+            self.pinned,
         )
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -254,19 +262,13 @@ class QuantLinear(nn.Module):
     # --- layouts ----------------------------------------------------------------------------------------------------
 
     def prepack(self, backend: str | None = None) -> QuantLinear:
-        """Bring the weight into the layout of `backend` (default: the one chosen for the layer's device).
+        """Bring the weight into the layout of `backend` (default: the one pinned, or chosen for the layer's device).
 
         Raises:
             ValueError: for an unknown backend.
             RuntimeError: for one that cannot be used on this device.
         """
-        if backend is None:
-            layout = self._layout_for(self.device)
-        else:
-            with ops.use_backend(backend):
-                layout = self._layout_for(self.device)
-        if layout != self.layout:
-            self._set_packed(self._packed(), self.perm, layout)
+        self._bring_into(layout_for(self.device, self.spec, self.in_features, backend or self.pinned))
         return self
 
     def on_disk(self) -> dict[str, Tensor]:
@@ -277,14 +279,17 @@ class QuantLinear(nn.Module):
             tensors["weight_zero_point"] = packed.zero
         tensors["weight_shape"] = torch.tensor([self.out_features, self.in_features])
         if self.perm is not None:
-            tensors["weight_packed"] = self._reorder(packed.words, torch.argsort(self.perm))
+            tensors["weight_packed"] = reordered(packed.words, torch.argsort(self.perm), self.spec, self.in_features)
             tensors["weight_g_idx"] = group_index(self.perm, self.spec)
         if self.weight_input_scale is not None:
             tensors["weight_input_scale"] = self.weight_input_scale
         return tensors
 
+    def _sizes(self) -> tuple[QuantSpec, int, int]:
+        return self.spec, self.out_features, self.in_features
+
     def _layout_for(self, device: torch.device) -> str:
-        return _layout_for(device, self.spec, self.in_features)
+        return layout_for(device, self.spec, self.in_features, self.pinned)
 
     def _runtime(self) -> RuntimeWeight:
         return RuntimeWeight(self.weight_runtime, self.scale_runtime, self.zero_runtime)
@@ -292,91 +297,62 @@ class QuantLinear(nn.Module):
     def _set_runtime(self, runtime: RuntimeWeight, perm: Tensor | None) -> None:
         for name, tensor in zip(_RUNTIME, (*runtime, perm), strict=True):
             self.register_buffer(name, tensor, persistent=False)
+        # torch.export finds buffers by their place among all, and forgets those that are None: they come last.
+        for name in [name for name, tensor in self._buffers.items() if tensor is None]:
+            self._buffers[name] = self._buffers.pop(name)
 
     def _packed(self) -> PackedWeight:
         """The on-disk tensors, columns in stored order."""
-        owner = backends.backend_of_layout(self.layout)
-        return owner.unprepack(self._runtime(), self.spec, self.out_features, self.in_features)
+        return packed_of(self._runtime(), self.layout, *self._sizes())
 
     def _set_packed(self, packed: PackedWeight, perm: Tensor | None, layout: str) -> None:
         self.layout = layout
-        owner = backends.backend_of_layout(layout)
-        self._set_runtime(owner.prepack(packed, self.spec, self.out_features, self.in_features), perm)
+        self._set_runtime(runtime_of(packed, layout, *self._sizes()), perm)
 
-    def _reorder(self, words: Tensor, columns: Tensor) -> Tensor:
-        """Words of the same codes with their columns taken in another order."""
-        codes = ops.unpack(words, self.spec.bits, self.in_features)
-        return ops.pack(codes[:, columns.long()].contiguous(), self.spec.bits)
+    def _bring_into(self, layout: str) -> None:
+        if layout != self.layout:
+            self._set_packed(self._packed(), self.perm, layout)
 
     def _accept(self, tensors: Mapping[str, Tensor]) -> None:
         """Take over on-disk tensors, checking each."""
-        n, k, spec = self.out_features, self.in_features, self.spec
-        groups = spec.groups(k)
-        expected: dict[str, tuple[tuple[int, ...], tuple[torch.dtype, ...]]] = {
-            "weight_packed": ((n, spec.words(k)), (torch.int32,)),
-            "weight_scale": ((n, groups), (torch.float16, torch.bfloat16, torch.float32)),
-            "weight_shape": ((2,), (torch.int64,)),
-        }
-        if not spec.symmetric:
-            expected["weight_zero_point"] = ((spec.words(n), groups), (torch.int32,))
-        if self.activation_order:
-            expected["weight_g_idx"] = ((k,), (torch.int32,))
-        if self.weight_input_scale is not None:
-            expected["weight_input_scale"] = ((k,), (torch.float16, torch.bfloat16, torch.float32))
-        for name, (shape, dtypes) in expected.items():
-            if name not in tensors:
-                raise ValueError(f"{name} must be among the tensors of the layer, got {sorted(tensors)}")
-            tensor = tensors[name]
-            if tuple(tensor.shape) != shape:
-                raise ValueError(f"{name} must have shape {list(shape)}, got {list(tensor.shape)}")
-            if tensor.dtype not in dtypes:
-                raise ValueError(f"{name} must be {' or '.join(map(str, dtypes))}, got {tensor.dtype}")
-        if tensors["weight_shape"].tolist() != [n, k]:
-            raise ValueError(f"weight_shape must be [{n}, {k}], got {tensors['weight_shape'].tolist()}")
-        scale = tensors["weight_scale"]
-        if not bool(torch.isfinite(scale).all()):
-            raise ValueError("weight_scale must be finite, got NaN or infinity")
+        held_scale = self.weight_input_scale is not None
+        check(
+            tensors,
+            self.spec,
+            self.out_features,
+            self.in_features,
+            activation_order=self.activation_order,
+            input_scale=held_scale,
+        )
         words, perm = tensors["weight_packed"], None
         if self.activation_order:
-            check_group_index(tensors["weight_g_idx"], spec)
             perm = stored_order(tensors["weight_g_idx"])
-            words = self._reorder(words, perm)
-        if self.weight_input_scale is not None:
-            input_scale = tensors["weight_input_scale"]
-            if not bool((torch.isfinite(input_scale) & (input_scale > 0)).all()):
-                raise ValueError("weight_input_scale must be finite and positive, got another value")
-            self.weight_input_scale = input_scale
-        packed = PackedWeight(words, scale, tensors.get("weight_zero_point") if not spec.symmetric else None)
+            words = reordered(words, perm, self.spec, self.in_features)
+        if held_scale:
+            self.weight_input_scale = tensors["weight_input_scale"]
+        zero = None if self.spec.symmetric else tensors["weight_zero_point"]
+        packed = PackedWeight(words, tensors["weight_scale"], zero)
         self._set_packed(packed, perm, self._layout_for(words.device))
 
     # --- torch's machinery ------------------------------------------------------------------------------------------
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
         """`.to()` and friends: devices change the layout; a change of dtype leaves codes, scales and zeros alone."""
-        runtime, perm, layout = self._runtime(), self.perm, self.layout
+        runtime, perm, layout, target = self._runtime(), self.perm, self.layout, fn(self._like).device
+        stays = target == runtime.weight.device
+        new_layout = layout if stays else self._layout_for(target)  # may refuse: before anything has moved
         for name in _RUNTIME:
             self._buffers.pop(name)
         super()._apply(fn, recurse)
-        target = self._like.device
-        if target == runtime.weight.device:
-            self._set_runtime(_moved_all(runtime, fn), _moved(perm, fn))
-            return self
-        self._set_runtime(runtime, perm)
-        new_layout = self._layout_for(target)
-        if "meta" in (target.type, runtime.weight.device.type):
-            owner = backends.backend_of_layout(new_layout)
-            shapes = owner.runtime_shapes(self.spec, self.out_features, self.in_features)
-            empty = [
-                None if t is None else torch.empty(shape, dtype=t.dtype, device=target)
-                for t, shape in zip(runtime, shapes, strict=True)
-            ]
-            self.layout = new_layout
-            self._set_runtime(RuntimeWeight(*empty), _moved(perm, fn))  # type: ignore[arg-type]
+        self.layout, there = new_layout, moved(perm, fn)
+        if not stays and "meta" in (target.type, runtime.weight.device.type):
+            self._set_runtime(blank(runtime, new_layout, *self._sizes(), target), there)
         elif new_layout == layout:
-            self._set_runtime(_moved_all(runtime, fn), _moved(perm, fn))
+            self._set_runtime(RuntimeWeight(*(moved(t, fn) for t in runtime)), there)  # type: ignore[arg-type]
         else:
-            packed = PackedWeight(*(None if t is None else t.to(target) for t in self._packed()))  # type: ignore[arg-type]
-            self._set_packed(packed, _moved(perm, fn), new_layout)
+            packed = packed_of(runtime, layout, *self._sizes())
+            packed = PackedWeight(*(None if t is None else t.to(target) for t in packed))  # type: ignore[arg-type]
+            self._set_packed(packed, there, new_layout)
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -417,19 +393,3 @@ class QuantLinear(nn.Module):
         packed, perm = state.pop("_packed_state")
         super().__setstate__(state)
         self._set_packed(PackedWeight(*packed), perm, self._layout_for(packed[0].device))
-
-
-def _layout_for(device: torch.device, spec: QuantSpec, k: int) -> str:
-    return backends.backend(select("prepack", device, spec=spec, k=k).backend).layout
-
-
-def _moved_all(runtime: RuntimeWeight, fn: Callable[[Tensor], Tensor]) -> RuntimeWeight:
-    return RuntimeWeight(*(_moved(t, fn) for t in runtime))  # type: ignore[arg-type]
-
-
-def _moved(tensor: Tensor | None, fn: Callable[[Tensor], Tensor]) -> Tensor | None:
-    """`fn` applied, but for a change of dtype."""
-    if tensor is None:
-        return None
-    moved = fn(tensor)
-    return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)

@@ -1,8 +1,9 @@
-"""The public ops, ``torch.ops.mmq.*``: schemas, fakes, gradients, and the functions Python calls.
+"""The public ops, ``torch.ops.mmq.*``: schemas, fakes, and the functions Python calls; their gradients are elsewhere.
 
 A weight travels as its runtime tensors plus the plain numbers that give them a meaning (bits, group_size, n, k and
 the layout's name); `RuntimeWeight` and `QuantLinear` keep them together. Every function here checks its arguments
 (`checks.py`), asks `choice.py` for a backend and calls it; nothing else in the package talks to a backend's kernels.
+What comes out is contiguous whatever came in, which is what the fakes promise.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from mmq_kernels import backends
 from mmq_kernels.backends import RuntimeWeight
-from mmq_kernels.ops import checks
+from mmq_kernels.ops import checks, gradients
 from mmq_kernels.ops.choice import Choice, explain_all, forced_backend, select, use_backend
 from mmq_kernels.spec import QuantSpec
 
@@ -33,19 +34,22 @@ __all__ = [
 _WEIGHT = "Tensor weight, Tensor scale, Tensor? zero, Tensor? perm"
 _NUMBERS = "int bits, int group_size, int n, int k, str layout"
 
-_library = torch.library.Library("mmq", "DEF")
-_library.define(f"gemm(Tensor x, {_WEIGHT}, Tensor? input_scale, Tensor? bias, {_NUMBERS}, str activation) -> Tensor")
-_library.define(f"dequantize({_WEIGHT}, {_NUMBERS}, ScalarType dtype) -> Tensor")
-_library.define("pack(Tensor codes, int bits) -> Tensor")
-_library.define("unpack(Tensor words, int bits, int k) -> Tensor")
-_library.define(
+_SCHEMAS = (
+    f"gemm(Tensor x, {_WEIGHT}, Tensor? input_scale, Tensor? bias, {_NUMBERS}, str activation, str backend='')"
+    " -> Tensor",
+    f"gemm_transposed(Tensor grad, {_WEIGHT}, Tensor? input_scale, {_NUMBERS}, str backend='') -> Tensor",
+    f"dequantize({_WEIGHT}, {_NUMBERS}, ScalarType dtype) -> Tensor",
+    "pack(Tensor codes, int bits) -> Tensor",
+    "unpack(Tensor words, int bits, int k) -> Tensor",
     "quantize_rtn(Tensor weight, int bits, int group_size, bool symmetric, ScalarType scale_dtype)"
-    " -> (Tensor, Tensor, Tensor)"
-)
-_library.define(
+    " -> (Tensor, Tensor, Tensor)",
     "gptq_block(Tensor weight, Tensor hinv, Tensor? scale, Tensor? zero, int bits, int group_size,"
-    " bool symmetric, ScalarType scale_dtype) -> (Tensor, Tensor, Tensor, Tensor)"
+    " bool symmetric, ScalarType scale_dtype) -> (Tensor, Tensor, Tensor, Tensor)",
 )
+
+_library = torch.library.Library("mmq", "DEF")
+for _schema in _SCHEMAS:
+    _library.define(_schema, tags=torch.Tag.pt2_compliant_tag)
 
 
 # --- gemm -------------------------------------------------------------------------------------------------------------
@@ -65,6 +69,7 @@ def gemm(
     k: int,
     layout: str,
     activation: str = "none",
+    backend: str = "",
 ) -> Tensor:
     """``y = activation((x / input_scale)[..., perm] @ W^T + bias)``, accumulated in fp32.
 
@@ -75,6 +80,7 @@ def gemm(
         input_scale: ``[k]`` divisor of x, or None.
         bias: ``[n]``, or None.
         activation: none, relu, gelu, gelu_tanh, quick_gelu or silu.
+        backend: "triton", "cuda/packed" and the like must serve this call, whatever `use_backend` says; "": any may.
 
     Returns:
         ``[..., n]`` in x's dtype.
@@ -84,61 +90,42 @@ def gemm(
         RuntimeError: when a forced backend cannot serve the call.
     """
     return torch.ops.mmq.gemm(
-        x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation
+        x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation, backend
     )
 
 
-def _gemm(x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation):
+def _gemm(x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation, backend=""):
     spec = checks.gemm(x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation)
     rows = x.reshape(-1, k).contiguous()
-    choice = select("gemm", x.device, spec=spec, dtype=x.dtype, layout=layout, m=rows.shape[0], n=n, k=k)
+    m = rows.shape[0]
+    choice = select("gemm", x.device, spec=spec, dtype=x.dtype, layout=layout, m=m, n=n, k=k, forced=backend or None)
     runtime = RuntimeWeight(weight, scale, zero)
     serve = backends.backend(choice.backend).gemm
     y = serve(rows, runtime, bias, spec, n, layout, activation, perm, input_scale, choice.kernel)
     return y.view(*x.shape[:-1], n)
 
 
-def _gemm_fake(x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation):
+def _gemm_fake(x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation, backend=""):
     checks.gemm(x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation)
+    checks.backend(backend)
     return x.new_empty(*x.shape[:-1], n)
 
 
-def _gemm_setup(ctx, inputs, output) -> None:
-    x, weight, scale, zero, perm, input_scale, bias, *numbers, activation = inputs
-    needs_x = activation != "none"
-    ctx.save_for_backward(x if needs_x else None, weight, scale, zero, perm, input_scale, bias)
-    ctx.numbers, ctx.activation = tuple(numbers), activation
+def _gemm_transposed(grad, weight, scale, zero, perm, input_scale, bits, group_size, n, k, layout, backend=""):
+    """``(grad @ W) / input_scale``, ``[..., n] -> [..., k]``: what autograd wants of `gemm`."""
+    checks.gemm_transposed(grad, weight, scale, zero, perm, input_scale, bits, group_size, n, k, layout)
+    dense = _dequantize(weight, scale, zero, perm, bits, group_size, n, k, layout, grad.dtype, backend)
+    with torch.autocast(grad.device.type, enabled=False):  # the forward chose the dtype already
+        found = grad.reshape(-1, n) @ dense
+    if input_scale is not None:
+        found /= input_scale.to(found.dtype)
+    return found.view(*grad.shape[:-1], k)
 
 
-def _gemm_backward(ctx, grad):
-    """Gradients of x and bias; the packed weight is a constant."""
-    x, weight, scale, zero, perm, input_scale, bias = ctx.saved_tensors
-    if ctx.activation != "none":
-        plain = torch.ops.mmq.gemm(x, weight, scale, zero, perm, input_scale, bias, *ctx.numbers, "none")
-        grad = _activation_backward(grad, plain, ctx.activation)
-    grad_x = grad_bias = None
-    if ctx.needs_input_grad[0]:
-        dense = torch.ops.mmq.dequantize(weight, scale, zero, perm, *ctx.numbers, grad.dtype)
-        grad_x = grad @ dense
-        if input_scale is not None:
-            grad_x = grad_x / input_scale.to(grad.dtype)
-    if bias is not None and ctx.needs_input_grad[6]:
-        grad_bias = grad.reshape(-1, grad.shape[-1]).float().sum(0).to(bias.dtype)
-    return grad_x, None, None, None, None, None, grad_bias, None, None, None, None, None, None
-
-
-def _activation_backward(grad: Tensor, plain: Tensor, activation: str) -> Tensor:
-    """Gradient with respect to the epilogue's input `plain`."""
-    if activation == "relu":
-        return torch.ops.aten.threshold_backward(grad, plain, 0)
-    if activation == "gelu":
-        return torch.ops.aten.gelu_backward(grad, plain)
-    if activation == "gelu_tanh":
-        return torch.ops.aten.gelu_backward(grad, plain, approximate="tanh")
-    if activation == "silu":
-        return torch.ops.aten.silu_backward(grad, plain)
-    sigmoid = torch.sigmoid(1.702 * plain)
-    return grad * sigmoid * (1 + 1.702 * plain * (1 - sigmoid))
+def _gemm_transposed_fake(grad, weight, scale, zero, perm, input_scale, bits, group_size, n, k, layout, backend=""):
+    checks.gemm_transposed(grad, weight, scale, zero, perm, input_scale, bits, group_size, n, k, layout)
+    checks.backend(backend)
+    return grad.new_empty(*grad.shape[:-1], k)
 
 
 # --- dequantize -------------------------------------------------------------------------------------------------------
@@ -164,9 +151,10 @@ def dequantize(
     return torch.ops.mmq.dequantize(weight, scale, zero, perm, bits, group_size, n, k, layout, dtype)
 
 
-def _dequantize(weight, scale, zero, perm, bits, group_size, n, k, layout, dtype):
+def _dequantize(weight, scale, zero, perm, bits, group_size, n, k, layout, dtype, backend=""):
     spec = checks.dequantize(weight, scale, zero, perm, bits, group_size, n, k, layout, dtype)
-    choice = select("dequantize", weight.device, spec=spec, dtype=dtype, layout=layout, n=n, k=k)
+    forced = backend or None
+    choice = select("dequantize", weight.device, spec=spec, dtype=dtype, layout=layout, n=n, k=k, forced=forced)
     runtime = RuntimeWeight(weight, scale, zero)
     dense = backends.backend(choice.backend).dequantize(runtime, spec, n, k, layout, dtype)
     if perm is None:
@@ -301,7 +289,7 @@ def _gptq_block(weight, hinv, scale, zero, bits, group_size, symmetric, scale_dt
     choice = select("gptq_block", weight.device, spec=spec, dtype=weight.dtype)
     backend = backends.backend(choice.backend)
     run = backend.gptq_block if weight.dim() == 2 else backend.gptq_blocks
-    return run(weight, hinv, scale, zero, spec, scale_dtype)
+    return tuple(part.contiguous() for part in run(weight, hinv, scale, zero, spec, scale_dtype))
 
 
 def _gptq_block_fake(weight, hinv, scale, zero, bits, group_size, symmetric, scale_dtype):
@@ -319,6 +307,7 @@ def _gptq_block_fake(weight, hinv, scale, zero, bits, group_size, symmetric, sca
 
 for _name, _impl, _fake in (
     ("gemm", _gemm, _gemm_fake),
+    ("gemm_transposed", _gemm_transposed, _gemm_transposed_fake),
     ("dequantize", _dequantize, _dequantize_fake),
     ("pack", _pack, _pack_fake),
     ("unpack", _unpack, _unpack_fake),
@@ -327,4 +316,4 @@ for _name, _impl, _fake in (
 ):
     _library.impl(_name, _impl, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mmq::{_name}", _fake, lib=_library)
-torch.library.register_autograd("mmq::gemm", _gemm_backward, setup_context=_gemm_setup, lib=_library)
+gradients.register(_library)

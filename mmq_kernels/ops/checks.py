@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mmq_kernels.backends import ACTIVATIONS, backend_of_layout
+from mmq_kernels.ops.choice import parse
 from mmq_kernels.spec import QuantSpec
 
 _CHECKED = "_mmq_checked"
@@ -134,13 +135,44 @@ def gemm(
     _float("x", x.dtype)
     _require(x.dim() >= 1 and x.shape[-1] == k, "x shape", f"[..., {k}]", list(x.shape))
     _device("x", x, weight.device)
-    for name, vector, size in (("input_scale", input_scale, k), ("bias", bias, n)):
-        if vector is not None:
-            _float(name, vector.dtype)
-            _shape(name, vector, (size,))
-            _device(name, vector, weight.device)
+    _vector("input_scale", input_scale, k, weight.device)
+    _vector("bias", bias, n, weight.device)
     _require(activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}", repr(activation))
     return spec
+
+
+def gemm_transposed(
+    grad: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    perm: Tensor | None,
+    input_scale: Tensor | None,
+    bits: int,
+    group_size: int,
+    n: int,
+    k: int,
+    layout: str,
+) -> QuantSpec:
+    spec = _weight(weight, scale, zero, perm, bits, group_size, n, k, layout)
+    _float("grad", grad.dtype)
+    _require(grad.dim() >= 1 and grad.shape[-1] == n, "grad shape", f"[..., {n}]", list(grad.shape))
+    _device("grad", grad, weight.device)
+    _vector("input_scale", input_scale, k, weight.device)
+    return spec
+
+
+def _vector(name: str, vector: Tensor | None, size: int, device: torch.device) -> None:
+    if vector is not None:
+        _float(name, vector.dtype)
+        _shape(name, vector, (size,))
+        _device(name, vector, device)
+
+
+def backend(name: str) -> None:
+    """The name a call is pinned to, "" for none; `select` checks it too, fakes do not come that far."""
+    if name:
+        parse(name, "backend")
 
 
 def dequantize(

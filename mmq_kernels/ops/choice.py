@@ -42,7 +42,7 @@ def use_backend(name: str) -> Iterator[None]:
     Raises:
         ValueError: for an unknown name.
     """
-    _parse(name, "backend")
+    parse(name, "backend")
     token = _forced.set(name)
     try:
         yield
@@ -56,12 +56,19 @@ def forced_backend() -> str | None:
     if name is None:
         name = os.environ.get("MMQ_BACKEND") or None
         if name is not None:
-            _parse(name, "MMQ_BACKEND")
+            parse(name, "MMQ_BACKEND")
     return name
 
 
-def _parse(asked: str, source: str) -> tuple[str, str | None]:
-    """Backend and kernel of "backend" or "backend/kernel"."""
+def parse(asked: str, source: str) -> tuple[str, str | None]:
+    """Backend and kernel of "backend" or "backend/kernel".
+
+    Args:
+        source: who asks, for the error.
+
+    Raises:
+        ValueError: for an unknown backend or kernel.
+    """
     name, _, kernel = asked.partition("/")
     if name not in backends.NAMES:
         raise ValueError(f"{source} must be one of {', '.join(backends.NAMES)}, got {asked!r}")
@@ -96,7 +103,7 @@ def select(
         RuntimeError: when a forced backend cannot serve the call, or none can.
     """
     forced = forced or forced_backend()
-    asked = _parse(forced, "backend")[1] if forced else None
+    asked = parse(forced, "backend")[1] if forced else None
     return _decide(Call(op, torch.device(device), dtype, layout, spec, m, n, k, asked), forced)
 
 

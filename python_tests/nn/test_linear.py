@@ -251,3 +251,14 @@ def test_repr_says_bits_and_group() -> None:
 def test_unknown_activation_is_refused() -> None:
     with pytest.raises(ValueError, match=r"activation must be one of none, .*, got 'mish'"):
         QuantLinear(8, 8, QuantSpec(4), activation="mish")
+
+
+def test_a_layer_without_data_is_copied_and_shown_without_touching_memory() -> None:
+    """Kernels that convert layouts must not be handed the address of nothing."""
+    empty = ordered()[0].to("meta")
+    for twin in (copy.deepcopy(empty), copy.deepcopy(empty).prepack("reference")):
+        state = twin.state_dict()
+        assert {name: tensor.shape for name, tensor in state.items()} == {
+            name: tensor.shape for name, tensor in ordered()[0].state_dict().items()
+        }
+        assert all(tensor.is_meta for name, tensor in state.items() if name != "weight_shape")
