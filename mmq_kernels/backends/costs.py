@@ -37,6 +37,9 @@ class Rates:
     matmul: float
 
 
+UNKNOWN = Rates(launches=1, expanded=0, bandwidth=0.5, matmul=0.5)
+
+
 @dataclass(frozen=True)
 class Costs:
     """A machine.
@@ -56,12 +59,8 @@ class Costs:
     kernels: Mapping[str, Rates]
 
     def seconds(self, kernel: str, call: Call) -> float:
-        """What `call` takes on `kernel`.
-
-        Raises:
-            KeyError: for a kernel that is not in the table.
-        """
-        rates = self.kernels[kernel]
+        """What `call` takes on `kernel`; one that the table does not know is taken to reach half of everything."""
+        rates = self.kernels.get(kernel, UNKNOWN)
         n, k = call.n or SIZE, call.k or SIZE
         m = (1 if call.m is None else call.m) if call.op in MATMULS else 0
         bits = call.spec.bits if call.spec else 8

@@ -7,9 +7,13 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
+import torch
 
+from mmq_kernels.backends import RuntimeWeight, backend
+from mmq_kernels.backends.triton import backend as module
 from mmq_kernels.backends.triton import tuning
 from mmq_kernels.backends.triton.configs import KNOWN, TOKEN_TILES, Config, candidates, default_config
 from mmq_kernels.backends.triton.tuning import Findings, choose
@@ -56,6 +60,29 @@ def test_nothing_is_measured_while_a_graph_is_captured(findings) -> None:
     best = candidates("sm_75", 3)[2]
     choose("sm_75", 3, KEY, findings, timed(best, []))
     assert choose("sm_75", 3, KEY, findings, None) == best, "what is known serves in a capture too"
+
+
+def test_the_backend_measures_on_unknown_gpus_but_not_in_a_capture(findings, monkeypatch) -> None:
+    """What `TritonBackend.gemm` asks for its configuration, on a machine whose GPU the table does not know."""
+    triton = backend("triton")
+    unknown = SimpleNamespace(arch="sm_75", name="Imaginary", multiprocessors=40, findings=findings)
+    launched: list[Config] = []
+    monkeypatch.setattr(module, "_machine", lambda device: unknown)
+    monkeypatch.setattr(module, "_measured", lambda launch: lambda config: launch(config) or config.block_n)
+    runtime = triton.runtime_shapes(QuantSpec(4, 32), 64, 128)
+    weight = RuntimeWeight(*(torch.zeros(shape, dtype=torch.int32) for shape in runtime))
+    x = torch.zeros(3, 128, dtype=torch.float16)
+    monkeypatch.setattr(module, "_capturing", lambda device: True)
+    assert triton.config(x, weight, QuantSpec(4, 32), 64, launched.append) == default_config("sm_75", 3)
+    assert not launched and not findings.path.exists()
+    monkeypatch.setattr(module, "_capturing", lambda device: False)
+    found = triton.config(x, weight, QuantSpec(4, 32), 64, launched.append)
+    assert launched == candidates("sm_75", 3) and found.block_n == min(config.block_n for config in launched)
+    assert list(json.loads(findings.path.read_text())) == ["4bit:g32:asym:float16:int32:m16:n64:k128"]
+    for other in (torch.zeros(20, 128, dtype=torch.float16), x.bfloat16()):
+        launched.clear()
+        triton.config(other, weight, QuantSpec(4, 32), 64, launched.append)
+        assert launched, "another number of tokens or dtype is measured by itself"
 
 
 def test_what_the_environment_asks_for(findings, monkeypatch) -> None:

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mmq_kernels import ops
+from mmq_kernels import backends, ops
 from mmq_kernels.backends import Call, backend, costs, cuda, triton
+from mmq_kernels.nn import QuantLinear
 from mmq_kernels.ops import choice
 from mmq_kernels.spec import BITS, QuantSpec
 
@@ -157,6 +158,32 @@ def test_more_words_than_triton_counts_are_refused(gpu) -> None:
     assert ops.select("prepack", "cuda:0", **weight).backend == "reference"
     with ops.use_backend("triton"), pytest.raises(RuntimeError, match="2147483648 words, more than the 2147483647"):
         ops.select("prepack", "cuda:0", **weight)
+
+
+def test_a_backend_is_one_class_and_one_line(monkeypatch, tmp_path) -> None:
+    """A class in a file of its own and its entry in `backends._WHERE`: layers are then made for it and served by it."""
+    (tmp_path / "mine.py").write_text(
+        "from mmq_kernels.backends.reference import ReferenceBackend\n"
+        "class Mine(ReferenceBackend):\n"
+        "    name, layout, served = 'mine', 'mine', 0\n"
+        "    def gemm(self, *arguments, **others):\n"
+        "        Mine.served += 1\n"
+        "        return super().gemm(*arguments, **others)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    where = {"mine": "mine:Mine", **backends._WHERE}
+    monkeypatch.setattr(backends, "_WHERE", where)
+    monkeypatch.setattr(backends, "NAMES", tuple(where))
+    with ops.use_backend("mine"):
+        codes, scale, zero = ops.quantize_rtn(torch.randn(5, 40), QuantSpec(4, 8))
+        layer = QuantLinear.from_codes(codes, scale, zero, QuantSpec(4, 8))
+        x = torch.randn(2, 40)
+        torch.testing.assert_close(layer(x), x @ layer.dequantize().t())
+    assert layer.layout == "mine" and backend("mine").served == 1
+    assert "mine" in ops.explain_all("cpu") and ops.select("gemm", "cpu", layout="mine").backend in (
+        "mine",
+        "reference",
+    )
 
 
 def test_a_call_can_be_pinned(gpu) -> None:
