@@ -103,7 +103,11 @@ def group_grid(part: Tensor, spec: QuantSpec, scale_dtype: torch.dtype) -> tuple
     The range always holds 0; an all-zero group gets scale 1; a scale too small for its dtype is raised to the
     smallest normal number, so that nothing divides by zero.
     """
-    low, high = part.amin(1).clamp(max=0), part.amax(1).clamp(min=0)
+    return range_grid(part.amin(1).clamp(max=0), part.amax(1).clamp(min=0), spec, scale_dtype)
+
+
+def range_grid(low: Tensor, high: Tensor, spec: QuantSpec, scale_dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The same of ranges ``[low, high]`` that hold 0, fp32 ``[n]`` each."""
     if spec.symmetric:
         span = 2 * torch.maximum(-low, high)
     else:

@@ -66,7 +66,7 @@ def quantize_checkpoint(
     """
     recipe = Recipe.parse(recipe)
     check_target(out)
-    if "gptq" not in recipe.methods and Path(source).is_dir():
+    if not recipe.calibrated and Path(source).is_dir():
         report = quantize_folder(source, out, recipe, progress=progress)
     else:
         report = _quantize_loaded(source, recipe, Path(out), calibration, settings, resume, device, progress)
@@ -83,7 +83,7 @@ def _quantize_loaded(
     device: torch.device | str,
     progress: Progress | None,
 ) -> dict[str, Any]:
-    if "gptq" in recipe.methods and calibration is None:
+    if recipe.calibrated and calibration is None:
         raise ValueError(f"gptq needs calibration data, got none ({recipe}); see --calibrate")
     processor = load_processor(source)
     model: Any = load(source, device=device)

@@ -187,10 +187,10 @@ def _home(name: str, aliases: dict[str, str], folder: Folder) -> str | None:
 def _quantized(weight: Tensor, layer: LayerPlan, file: Path) -> dict[str, Tensor]:
     """The on-disk tensors of one weight."""
     try:
-        codes, scale, zero = quantize_weight(weight, layer.spec, per_tensor=layer.per_tensor)
+        found = quantize_weight(weight, layer.spec, per_tensor=layer.per_tensor)
     except ValueError as error:
         raise CheckpointError(f"{file}: layer {layer.name}: {error}") from None
-    return QuantLinear.from_codes(codes, scale, zero, layer.spec, dtype=weight.dtype).on_disk()
+    return QuantLinear.from_codes(*found[:3], layer.spec, dtype=weight.dtype).on_disk()
 
 
 def _report(layer: LayerPlan, untied: bool) -> LayerReport:

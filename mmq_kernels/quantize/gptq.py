@@ -14,15 +14,17 @@ Source: Frantar et al., GPTQ: Accurate Post-Training Quantization for GPT (arXiv
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from mmq_kernels import ops
 from mmq_kernels.backends.blocks import grid_blocks
+from mmq_kernels.quantize.grids import search_grid
+from mmq_kernels.quantize.refine import best_of, refine
 from mmq_kernels.quantize.rtn import Quantized, check_finite, choose_scale_dtype
-from mmq_kernels.spec import PER_CHANNEL, QuantSpec
+from mmq_kernels.spec import PER_CHANNEL, QuantSpec, ceil_div
 
 BLOCK = 128
 """Columns a block has at most; a block never splits a group of this size or less."""
@@ -35,17 +37,37 @@ class QuantizationError(RuntimeError):
     """A layer that cannot be quantized as asked, by name."""
 
 
+ORDERS = ("input", "activation")
+GRIDS = ("minmax", "search")
+
+
 @dataclass(frozen=True)
 class GptqSettings:
     """Attributes:
     damping: added to the Hessian's diagonal, as a share of its mean.
+    order: of the columns: "input", or "activation": those with the largest inputs first, and grouped by that order.
+    grid: of a group: "minmax", or "search": the share of that range that its corrected weights want (grids.py).
+    rounds: of descent on codes, scales and zero points behind the columns (refine.py), and then of the columns once
+        more on the grids that it found and as many rounds again; of both results each row keeps the better one.
     """
 
     damping: float = 0.01
+    order: str = "input"
+    grid: str = "minmax"
+    rounds: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.damping <= 1:
             raise ValueError(f"damping must be above 0 and at most 1, got {self.damping}")
+        for name, value, values in (("order", self.order, ORDERS), ("grid", self.grid, GRIDS)):
+            if value not in values:
+                raise ValueError(f"{name} must be one of {', '.join(values)}, got {value!r}")
+        if type(self.rounds) is not int or self.rounds < 0:
+            raise ValueError(f"rounds must be an integer of at least 0, got {self.rounds!r}")
+
+    def beyond(self) -> GptqSettings:
+        """These, and all that makes GPTQ better: what the method "gptq+" stands for."""
+        return replace(self, order="activation", grid="search", rounds=max(self.rounds, 1))
 
 
 class Hessian:
@@ -71,14 +93,24 @@ class Factor:
     """What GPTQ needs of a Hessian.
 
     Attributes:
-        hessian: fp32 ``[k, k]``, undamped.
-        upper: fp32 ``[k, k]``, upper Cholesky factor of the damped inverse.
+        hessian: fp32 ``[k, k]``, undamped, columns in input order.
+        upper: fp32 ``[k, k]``, upper Cholesky factor of the damped inverse, columns in the order of the work.
         damping: the share of the mean diagonal that it took.
+        order: int64 ``[k]``, the input column of each step of the work; None: input order.
     """
 
     hessian: Tensor
     upper: Tensor
     damping: float
+    order: Tensor | None = None
+
+    def damped(self) -> Tensor:
+        """The Hessian that `upper` belongs to, in the order of the work."""
+        hessian = self.hessian if self.order is None else self.hessian[self.order][:, self.order]
+        return _damped(hessian, self.damping)
+
+
+DEFAULT = GptqSettings()
 
 
 def factorize(hessian: Tensor, settings: GptqSettings, name: str) -> Factor:
@@ -92,18 +124,17 @@ def factorize(hessian: Tensor, settings: GptqSettings, name: str) -> Factor:
     """
     if not bool(torch.isfinite(hessian).all()):
         raise QuantizationError(f"{name}: its calibration activations hold NaN or infinity")
-    diagonal = hessian.diagonal()
-    mean = float(diagonal.mean()) or 1.0
-    damping = settings.damping
+    damping, order, ordered = settings.damping, None, hessian
+    if settings.order == "activation":
+        order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
+        ordered = hessian[order][:, order]
     for _ in range(DAMPING_ATTEMPTS):
-        damped = hessian.clone()
-        damped.diagonal().add_(damping * mean)
-        damped.diagonal().masked_fill_(diagonal == 0, 1.0)
+        damped = _damped(ordered, damping)
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed:
             upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
             if not failed and bool(torch.isfinite(upper).all()):
-                return Factor(hessian, upper, damping)
+                return Factor(hessian, upper, damping, order)
         warnings.warn(
             f"{name}: Hessian not positive definite at damping {damping:g}, trying {10 * damping:g}",
             stacklevel=2,
@@ -112,7 +143,15 @@ def factorize(hessian: Tensor, settings: GptqSettings, name: str) -> Factor:
     raise QuantizationError(f"{name}: Hessian not positive definite, damping raised to {damping / 10:g} in vain")
 
 
-def gptq(weight: Tensor, factor: Factor, spec: QuantSpec) -> Quantized:
+def _damped(hessian: Tensor, damping: float) -> Tensor:
+    diagonal = hessian.diagonal()
+    damped = hessian.clone()
+    damped.diagonal().add_(damping * (float(diagonal.mean()) or 1.0))
+    damped.diagonal().masked_fill_(diagonal == 0, 1.0)
+    return damped
+
+
+def gptq(weight: Tensor, factor: Factor, spec: QuantSpec, settings: GptqSettings = DEFAULT) -> Quantized:
     """The codes of `weight` ``[n, k]`` under the Hessian in `factor`.
 
     The grid of a group comes from the group's weights as corrected so far; that of a whole row from the weights as
@@ -123,32 +162,82 @@ def gptq(weight: Tensor, factor: Factor, spec: QuantSpec) -> Quantized:
     """
     check_finite(weight)
     scale_dtype = choose_scale_dtype(weight, spec)
-    current = weight.to(torch.float32, copy=True)
+    current = weight.float() if factor.order is None else weight.float()[:, factor.order]
+    found = _columns(current, factor.upper, spec, scale_dtype, settings.grid == "search")
+    if settings.rounds:
+        hessian = factor.damped()
+        first = refine(current, hessian, found, spec, settings.rounds)
+        again = _columns(current, factor.upper, spec, scale_dtype, given=first.weight)
+        found = best_of(first, refine(current, hessian, again, spec, settings.rounds)).weight
+    return found if factor.order is None else _in_input_order(found, factor.order, spec)
+
+
+def _columns(
+    weight: Tensor,
+    upper: Tensor,
+    spec: QuantSpec,
+    scale_dtype: torch.dtype,
+    search: bool = False,
+    given: Quantized | None = None,
+) -> Quantized:
+    """The loop over the columns.
+
+    Args:
+        weight: fp32 ``[n, k]``; not modified.
+        search: whether grids are searched for instead of taken from the extremes.
+        given: grids to use as they are.
+    """
+    current = weight.clone()
     k = weight.shape[1]
+    length, inside = spec.group_length(k), QuantSpec(spec.bits, PER_CHANNEL, spec.symmetric)
+    importance = upper.diagonal() ** -2  # of column j: what is left of its error once all later columns have made good
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     scales: list[Tensor] = []
     zeros: list[Tensor] = []
-    for start, end, grid_end in grid_blocks(k, spec, BLOCK):
+    for start, end, grid_end in grid_blocks(k, spec, min(length, BLOCK) if search else BLOCK):
         scale = zero = None
-        inside = spec
-        if grid_end is not None:
-            inside = QuantSpec(spec.bits, PER_CHANNEL, spec.symmetric)
-            if grid_end > 0:
-                _, scale, zero = ops.quantize_rtn(current[:, start:grid_end].contiguous(), inside, scale_dtype)
-                scales.append(scale)
-                zeros.append(zero)
+        small = grid_end is None  # the block holds whole groups, of which the op finds the grids
+        if given is not None:
+            groups = slice(start // length, ceil_div(end, length))
+            scale, zero = given.scale[:, groups], given.zero[:, groups]
+        elif search or not small:
+            if grid_end != 0:
+                part = slice(start, grid_end or end)
+                if search:
+                    grid = search_grid(current[:, part], importance[part], spec, scale_dtype)
+                else:
+                    grid = ops.quantize_rtn(current[:, part].contiguous(), inside, scale_dtype)[1:]
+                scales.append(grid[0].view(-1, 1))
+                zeros.append(grid[1].view(-1, 1))
             scale, zero = scales[-1], zeros[-1]
-        part = current[:, start:end].contiguous()
-        upper = factor.upper[start:end, start:end].contiguous()
+        block_spec = spec if small and not search else inside
         codes[:, start:end], error, found_scale, found_zero = ops.gptq_block(
-            part, upper, scale, zero, inside, scale_dtype
+            current[:, start:end].contiguous(),
+            upper[start:end, start:end].contiguous(),
+            scale,
+            zero,
+            block_spec,
+            scale_dtype,
         )
-        if grid_end is None:
+        if scale is None:
             scales.append(found_scale)
             zeros.append(found_zero)
         if end < k:
-            current[:, end:].addmm_(error, factor.upper[start:end, end:], alpha=-1)
+            current[:, end:].addmm_(error, upper[start:end, end:], alpha=-1)
+    if given is not None:
+        return Quantized(codes, given.scale, given.zero)
     return Quantized(codes, torch.cat(scales, 1), torch.cat(zeros, 1))
+
+
+def _in_input_order(found: Quantized, order: Tensor, spec: QuantSpec) -> Quantized:
+    """Columns where the input has them; the groups that they were sorted into go along by index."""
+    k = len(order)
+    codes = torch.empty_like(found.codes).index_copy_(1, order, found.codes)
+    if spec.groups(k) == 1:
+        return Quantized(codes, found.scale, found.zero)
+    groups = torch.arange(k, dtype=torch.int32, device=order.device) // spec.group_length(k)
+    g_idx = torch.empty_like(groups).index_copy_(0, order, groups)
+    return Quantized(codes, found.scale, found.zero, g_idx)
 
 
 def weighted_error(weight: Tensor, quantized: Tensor, hessian: Tensor) -> float:

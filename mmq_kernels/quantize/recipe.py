@@ -8,7 +8,7 @@ A recipe is an ordered list of rules; the last rule that matches a layer decides
     target  := vision | connector | language | all | a pattern over layer names (a glob, or re:regex)
     blocks  := first | middle | last | all          thirds of a component's blocks
     kind    := attention | mlp | all
-    method  := uniform | rtn | gptq
+    method  := uniform | rtn | gptq | gptq+
     bits    := 2..8, or 16 to leave a layer alone
     granularity := gN (N weights share a scale) | channel | tensor
     symmetry    := sym | asym
@@ -33,7 +33,10 @@ COMPONENTS = ("vision", "connector", "language")
 ALL = "all"
 BLOCK_GROUPS = ("first", "middle", "last")
 KINDS = ("attention", "mlp")
-METHODS = ("uniform", "rtn", "gptq")
+METHODS = ("uniform", "rtn", "gptq", "gptq+")
+CALIBRATED = ("gptq", "gptq+")
+"""Methods that look at activations."""
+
 LEFT_ALONE = 16
 """The bit width that means "not quantized"."""
 
@@ -47,7 +50,7 @@ class Rule(BaseModel):
     Attributes:
         target: a component, "all", or a pattern over layer names.
         blocks, kind: narrow a component to a third of its blocks, to attention or to MLP layers.
-        method: uniform, rtn or gptq; None with 16 bits.
+        method: uniform, rtn, gptq or gptq+; None with 16 bits.
         bits: 2..8, or 16.
         group_size: weights that share a scale, -1 for a whole row; None for the method's default.
         per_tensor: one scale for the whole weight (the study's uniform method).
@@ -93,8 +96,8 @@ class Rule(BaseModel):
             return self
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
-        if self.per_tensor and self.method == "gptq":
-            raise ValueError("granularity of gptq must be channel or gN, got 'tensor'")
+        if self.per_tensor and self.method in CALIBRATED:
+            raise ValueError(f"granularity of {self.method} must be channel or gN, got 'tensor'")
         if self.per_tensor and self.group_size != PER_CHANNEL:
             raise ValueError(f"group_size must be -1 where per_tensor is true, got {self.group_size}")
         QuantSpec(self.bits, self.group_size, self.symmetric)
@@ -186,6 +189,11 @@ class Recipe(BaseModel):
     def methods(self) -> set[str]:
         """Methods that the recipe asks for."""
         return {rule.method for rule in self.rules if rule.method is not None}
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether it asks for a method that looks at activations."""
+        return not self.methods.isdisjoint(CALIBRATED)
 
     def __str__(self) -> str:
         return " ".join([*(str(rule) for rule in self.rules), *(f"skip={pattern}" for pattern in self.skip)])

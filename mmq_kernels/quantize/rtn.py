@@ -12,18 +12,26 @@ from mmq_kernels.spec import QuantSpec
 
 
 class Quantized(NamedTuple):
-    """One weight as codes: codes uint8 ``[n, k]``, scale ``[n, groups]``, zero uint8 ``[n, groups]``."""
+    """One weight as codes.
+
+    codes uint8 ``[n, k]``, scale ``[n, groups]``, zero uint8 ``[n, groups]``; g_idx int32 ``[k]``, the group of each
+    column, or None where groups are runs of columns.
+    """
 
     codes: Tensor
     scale: Tensor
     zero: Tensor
+    g_idx: Tensor | None = None
 
     def dequantize(self, spec: QuantSpec) -> Tensor:
         """``scale * (q - zero)``, fp32 ``[n, k]``."""
         k = self.codes.shape[1]
-        length = spec.group_length(k)
-        scale = self.scale.float().repeat_interleave(length, 1)[:, :k]
-        zero = self.zero.float().repeat_interleave(length, 1)[:, :k]
+        if self.g_idx is None:
+            length = spec.group_length(k)
+            scale = self.scale.float().repeat_interleave(length, 1)[:, :k]
+            zero = self.zero.float().repeat_interleave(length, 1)[:, :k]
+        else:
+            scale, zero = self.scale.float()[:, self.g_idx.long()], self.zero.float()[:, self.g_idx.long()]
         return scale * (self.codes.float() - zero)
 
 

@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache
 
 from mmq_kernels.nn import QuantLinear
 from mmq_kernels.quantize.gptq import Factor, GptqSettings, Hessian, factorize, gptq, weighted_error
+from mmq_kernels.quantize.recipe import CALIBRATED
 from mmq_kernels.quantize.rtn import Quantized, quantize_weight
 from mmq_kernels.spec import QuantSpec
 
@@ -57,7 +58,7 @@ class Stage:
 
     @property
     def needs_data(self) -> bool:
-        return any(job.method == "gptq" for jobs in self.jobs for job in jobs)
+        return any(job.method in CALIBRATED for jobs in self.jobs for job in jobs)
 
 
 @dataclass(frozen=True)
@@ -158,16 +159,16 @@ def quantize_stages(
 
 
 class _SharedHessian:
-    """A Hessian and its factor, computed when the first of the layers that share it asks."""
+    """A Hessian and its factors, each computed when the first of the layers that share it asks."""
 
     def __init__(self, k: int, device: torch.device) -> None:
         self.sums = Hessian(k, device)
-        self._factor: Factor | None = None
+        self._factors: dict[str, Factor] = {}
 
     def factor(self, settings: GptqSettings, name: str) -> Factor:
-        if self._factor is None:
-            self._factor = factorize(self.sums.value(), settings, name)
-        return self._factor
+        if settings.order not in self._factors:
+            self._factors[settings.order] = factorize(self.sums.value(), settings, name)
+        return self._factors[settings.order]
 
 
 def _quantize_layer(
@@ -183,7 +184,8 @@ def _quantize_layer(
         raise ValueError(f"{job.name}: {error}") from None
     if quantized.scale.dtype == torch.float32 and weight.dtype == torch.float32:
         report = replace(report, note=f"{report.note} scales kept in fp32: fp16 cannot hold them".strip())
-    replacement = QuantLinear.from_codes(*quantized, spec, bias=linear.bias, dtype=weight.dtype)
+    codes, scale, zero, g_idx = quantized
+    replacement = QuantLinear.from_codes(codes, scale, zero, spec, bias=linear.bias, g_idx=g_idx, dtype=weight.dtype)
     model.set_submodule(job.name, replacement)
     return report
 
@@ -192,13 +194,15 @@ def _quantize(
     weight: Tensor, job: Job, shared: _SharedHessian | None, settings: GptqSettings, report: LayerReport
 ) -> tuple[Quantized, LayerReport]:
     spec = job.spec
-    if job.method != "gptq":
+    if job.method not in CALIBRATED:
         return quantize_weight(weight, spec, per_tensor=job.per_tensor), report
     nearest = quantize_weight(weight, spec)
     if shared is None or not shared.sums.rows:
         return nearest, replace(report, used="rtn", note="no calibration data reached this layer")
+    if job.method == "gptq+":
+        settings = settings.beyond()
     factor = shared.factor(settings, job.name)
-    best = gptq(weight, factor, spec)
+    best = gptq(weight, factor, spec, settings)
     error = weighted_error(weight, best.dequantize(spec), factor.hessian)
     nearest_error = weighted_error(weight, nearest.dequantize(spec), factor.hessian)
     report = replace(
@@ -273,7 +277,7 @@ class _Walk:
 
             return hook
 
-        watched = [job.name for job in jobs if job.method == "gptq"]
+        watched = [job.name for job in jobs if job.method in CALIBRATED]
         with ExitStack() as hooks:
             for name in watched:
                 handle = model.get_submodule(name).register_forward_pre_hook(watch(name), with_kwargs=True)
