@@ -58,7 +58,8 @@ def layers() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         world = write_world(Path(temporary) / "world", seed=7, size=SIZE)
         source = CalibrationSource.parse([f"caption:{world / 'coco'}", f"vqa:{world / 'vqav2'}"], 96)
         batches = list(source.batches(model, processor))
-        for now, part in zip(halves, (batches[::2], batches[1::2]), strict=True):
+        for half, part in zip(halves, (batches[::2], batches[1::2]), strict=True):
+            now = half
             for batch in part:
                 model(**batch)
     seen = [name for name in linears if name in halves[0] and name in halves[1]]

@@ -202,7 +202,7 @@ def test_the_better_of_two_is_taken_row_by_row() -> None:
 
 @pytest.mark.parametrize(("spec", "share"), zip(SETTINGS, (0.92, 0.93, 0.75), strict=True), ids=str)
 def test_gptq_plus_is_far_ahead_of_gptq_with_activation_order(spec, share) -> None:
-    """On the inputs that it was calibrated on and on others; `benchmarks/gptq_error.py` says by how much on real layers."""
+    """On the inputs that it was calibrated on and on others (on trained layers: `benchmarks/gptq_error.py`)."""
     weight, hessian, held_out = layer()
     ordered = gptq(weight, factorize(hessian, ACTIVATION, "layer"), spec, ACTIVATION)
     better = gptq(weight, factorize(hessian, BEYOND, "layer"), spec, BEYOND)
