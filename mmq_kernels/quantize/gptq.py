@@ -75,17 +75,23 @@ class Hessian:
 
     def __init__(self, k: int, device: torch.device) -> None:
         self._sum = torch.zeros(k, k, dtype=torch.float32, device=device)
+        self._magnitude = torch.zeros(k, dtype=torch.float64, device=device)
         self.rows = 0
 
     def add(self, x: Tensor) -> None:
         """Take in activations ``[..., k]``."""
         rows = x.detach().reshape(-1, x.shape[-1]).float()
         self._sum.addmm_(rows.t(), rows)
+        self._magnitude += rows.abs().sum(0, dtype=torch.float64)
         self.rows += rows.shape[0]
 
     def value(self) -> Tensor:
         """H; zero where nothing was seen."""
         return self._sum * (2 / max(1, self.rows))
+
+    def magnitude(self) -> Tensor:
+        """``mean |x|`` of each channel, fp32 ``[k]``."""
+        return (self._magnitude / max(1, self.rows)).float()
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ A recipe is an ordered list of rules; the last rule that matches a layer decides
     target  := vision | connector | language | all | a pattern over layer names (a glob, or re:regex)
     blocks  := first | middle | last | all          thirds of a component's blocks
     kind    := attention | mlp | all
-    method  := uniform | rtn | gptq | gptq+
+    method  := uniform | rtn | gptq | gptq+ | awq
     bits    := 2..8, or 16 to leave a layer alone
     granularity := gN (N weights share a scale) | channel | tensor
     symmetry    := sym | asym
@@ -33,8 +33,8 @@ COMPONENTS = ("vision", "connector", "language")
 ALL = "all"
 BLOCK_GROUPS = ("first", "middle", "last")
 KINDS = ("attention", "mlp")
-METHODS = ("uniform", "rtn", "gptq", "gptq+")
-CALIBRATED = ("gptq", "gptq+")
+METHODS = ("uniform", "rtn", "gptq", "gptq+", "awq")
+CALIBRATED = ("gptq", "gptq+", "awq")
 """Methods that look at activations."""
 
 LEFT_ALONE = 16
@@ -50,7 +50,7 @@ class Rule(BaseModel):
     Attributes:
         target: a component, "all", or a pattern over layer names.
         blocks, kind: narrow a component to a third of its blocks, to attention or to MLP layers.
-        method: uniform, rtn, gptq or gptq+; None with 16 bits.
+        method: uniform, rtn, gptq, gptq+ or awq; None with 16 bits.
         bits: 2..8, or 16.
         group_size: weights that share a scale, -1 for a whole row; None for the method's default.
         per_tensor: one scale for the whole weight (the study's uniform method).

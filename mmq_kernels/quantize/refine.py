@@ -37,6 +37,12 @@ class Refined(NamedTuple):
     errors: Tensor
 
 
+def row_errors(weight: Tensor, found: Quantized, spec: QuantSpec, hessian: Tensor) -> Tensor:
+    """``d H d^T`` of each row, ``[n]``."""
+    difference = found.dequantize(spec) - weight
+    return ((difference @ hessian) * difference).sum(1)
+
+
 def best_of(first: Refined, second: Refined) -> Refined:
     """Of each row the better one: rows do not depend on each other."""
     wins = second.errors < first.errors

@@ -11,7 +11,7 @@ from torch import nn
 
 from mmq_kernels.models import quantize_model
 from mmq_kernels.nn import QuantLinear
-from mmq_kernels.quantize import Hessian, sequential
+from mmq_kernels.quantize import Hessian, walk
 from mmq_kernels.quantize.gptq import weighted_error
 
 
@@ -94,13 +94,13 @@ def test_the_text_path_of_an_itm_model_is_calibrated() -> None:
 
 def test_layers_that_share_an_input_share_its_hessian(monkeypatch) -> None:
     made = []
-    original = sequential.Hessian
+    original = walk.Hessian
 
     def counting(*args):
         made.append(args)
         return original(*args)
 
-    monkeypatch.setattr(sequential, "Hessian", counting)
+    monkeypatch.setattr(walk, "Hessian", counting)
     model = make("opt")
     quantize_model(model, "language=gptq:4:g8", batches(model))
     assert len(made) == 2 * 4  # per block: q = k = v, out, fc1, fc2

@@ -57,7 +57,7 @@ BAD = [
     ("vision=gptq:1", r"bits must be an integer from 2 to 8, or 16, got '1' \(vision=gptq:1\)"),
     ("vision=gptq:9", "bits must be an integer from 2 to 8, or 16, got '9'"),
     ("vision=gptq:four", "bits must be an integer from 2 to 8, or 16, got 'four'"),
-    ("vision=awq:4", r"method must be one of uniform, rtn, gptq, gptq\+, got 'awq'"),
+    ("vision=hqq:4", r"method must be one of uniform, rtn, gptq, gptq\+, awq, got 'hqq'"),
     ("vision=rtn:4:g0", "group_size must be -1 or a positive multiple of 8, got 0"),
     ("vision=rtn:4:g12", "group_size must be -1 or a positive multiple of 8, got 12"),
     ("vision=rtn:4:fast", "option must be gN, channel, tensor, sym or asym, got 'fast'"),

@@ -1,0 +1,213 @@
+"""The walk through a model that calibration takes: what each block is called with, and what its layers see.
+
+One pass over the batches notes the calls of a stage's blocks; then blocks can be run one by one, as they are at the
+time, each on what those before it have made of the batches. Recorded activations stay on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+from transformers.cache_utils import Cache
+
+from mmq_kernels.quantize.gptq import Factor, GptqSettings, Hessian, factorize
+from mmq_kernels.quantize.recipe import CALIBRATED
+from mmq_kernels.spec import QuantSpec
+
+Batch = Mapping[str, Any]
+"""Keyword arguments of one call of the model."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One layer to quantize: its name in the model, and how."""
+
+    name: str
+    method: str
+    spec: QuantSpec
+    per_tensor: bool = False
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Blocks that run one after the other, each feeding the next.
+
+    Attributes:
+        name: for messages.
+        blocks: names of the blocks' modules in the model.
+        jobs: for each block the layers to quantize in it.
+        once: whether a call of the model goes through the stage once, so that the call may stop behind it.
+    """
+
+    name: str
+    blocks: tuple[str, ...]
+    jobs: tuple[tuple[Job, ...], ...]
+    once: bool = True
+
+    @property
+    def needs_data(self) -> bool:
+        return any(job.method in CALIBRATED for jobs in self.jobs for job in jobs)
+
+
+class _StageDone(Exception):
+    """Ends a recording pass behind the last block."""
+
+
+class SharedHessian:
+    """A Hessian and its factors, each computed when the first of the layers that share it asks."""
+
+    def __init__(self, k: int, device: torch.device) -> None:
+        self.sums = Hessian(k, device)
+        self._factors: dict[str, Factor] = {}
+
+    def factor(self, settings: GptqSettings, name: str) -> Factor:
+        if settings.order not in self._factors:
+            self._factors[settings.order] = factorize(self.sums.value(), settings, name)
+        return self._factors[settings.order]
+
+
+@dataclass
+class _Call:
+    """One passage of one batch through a stage: what each block is called with, but for the hidden states."""
+
+    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    hidden: Tensor
+
+
+class Walk:
+    """The recorded calls of a stage, and the hidden states as far as the quantized blocks have brought them."""
+
+    def __init__(self, stage: Stage, calls: list[_Call], device: torch.device) -> None:
+        self._stage, self._calls, self._device = stage, calls, device
+
+    def hessians(self, model: nn.Module, index: int, jobs: Sequence[Job]) -> dict[str, SharedHessian]:
+        """Run block `index` on what reaches it; one Hessian for each distinct input of its gptq layers."""
+        found: dict[str, SharedHessian] = {}
+        owner: dict[str, str] = {}
+        seen: dict[int, tuple[Tensor, str]] = {}
+
+        def watch(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                x = args[0] if args else kwargs["input"]
+                first = seen.setdefault(id(x), (x, name))[1]  # holding x keeps its id from being used again
+                if owner.setdefault(name, first) != first:
+                    raise RuntimeError(f"{name} shares its input with {owner[name]} in some calls only")
+                if first == name:
+                    if name not in found:
+                        found[name] = SharedHessian(x.shape[-1], x.device)
+                    found[name].sums.add(x)
+
+            return hook
+
+        watched = [job.name for job in jobs if job.method in CALIBRATED]
+        with ExitStack() as hooks:
+            for name in watched:
+                handle = model.get_submodule(name).register_forward_pre_hook(watch(name), with_kwargs=True)
+                hooks.callback(handle.remove)
+            for call in self._calls if watched else ():
+                self._run(model, index, call)
+                seen.clear()
+        return {name: found[first] for name, first in owner.items()}
+
+    def outputs(self, model: nn.Module, index: int) -> list[Tensor]:
+        """What block `index`, as it is now, makes of every call; on the CPU."""
+        return [_first(self._run(model, index, call)).cpu() for call in self._calls]
+
+    def advance(self, model: nn.Module, index: int) -> None:
+        """Take every call's hidden states through block `index` as it is now."""
+        if index + 1 == len(self._stage.blocks):
+            return
+        for call in self._calls:
+            call.hidden = _first(self._run(model, index, call)).cpu()
+
+    def _run(self, model: nn.Module, index: int, call: _Call) -> Any:
+        args, kwargs = tree_map(self._to_device, call.arguments[index])
+        hidden = call.hidden.to(self._device)
+        block = model.get_submodule(self._stage.blocks[index])
+        if args:
+            return block(hidden, *args[1:], **kwargs)
+        return block(**{**kwargs, "hidden_states": hidden})
+
+    def _to_device(self, value: Any) -> Any:
+        return value.to(self._device) if isinstance(value, Tensor) else value
+
+
+def record(model: nn.Module, stage: Stage, batches: Sequence[Batch]) -> Walk:
+    """One pass over the batches that notes what the blocks of a stage are called with."""
+    device = next(model.parameters()).device
+    calls: list[_Call] = []
+    moved: dict[int, tuple[Any, Any]] = {}
+
+    def keep(value: Any) -> Any:
+        """On the CPU, shared tensors once; caches are dropped: a replayed block must not append to them."""
+        if isinstance(value, Cache):
+            return None
+        if not isinstance(value, Tensor):
+            return value
+        return moved.setdefault(id(value), (value, value.detach().cpu()))[1]
+
+    last_output: list[Any] = [None]
+
+    def enter(index: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if index == 0:
+                calls.append(_Call([], hidden.detach().cpu()))
+            elif hidden is not last_output[0]:
+                raise RuntimeError(f"{stage.blocks[index]} is not fed by the block before it")
+            rest = (None, *args[1:]) if args else ()
+            named = {key: value for key, value in kwargs.items() if key != "hidden_states"}
+            calls[-1].arguments.append(tree_map(keep, (rest, named)))
+
+        return hook
+
+    def leave(index: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            last_output[0] = _first(output)
+            if index + 1 == len(stage.blocks) and stage.once:
+                raise _StageDone
+
+        return hook
+
+    with ExitStack() as hooks:
+        for index, name in enumerate(stage.blocks):
+            block = model.get_submodule(name)
+            for handle in (
+                block.register_forward_pre_hook(enter(index), with_kwargs=True),
+                block.register_forward_hook(leave(index)),
+            ):
+                hooks.callback(handle.remove)
+        for batch in batches:
+            with suppress(_StageDone):
+                model(**{key: v.to(device) if isinstance(v, Tensor) else v for key, v in batch.items()})
+            moved.clear()
+            last_output[0] = None
+    return Walk(stage, calls, device)
+
+
+def _first(output: Any) -> Tensor:
+    """The hidden states among what a block returns."""
+    return output if isinstance(output, Tensor) else output[0]
+
+
+class without_cache:
+    """Switches key/value caches off in every config of a model for a while."""
+
+    def __init__(self, model: nn.Module) -> None:
+        found: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+        configs = {id(config): config for config in found if hasattr(config, "use_cache")}
+        self._before = [(config, config.use_cache) for config in configs.values()]
+
+    def __enter__(self) -> None:
+        for config, _ in self._before:
+            config.use_cache = False
+
+    def __exit__(self, *error: object) -> None:
+        for config, value in self._before:
+            config.use_cache = value
