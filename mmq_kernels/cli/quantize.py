@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,17 +15,22 @@ from mmq_kernels.cli.options import Debug, Json, print_json, progress_bar
 
 def quantize(
     model: Annotated[str, typer.Argument(help="A folder, or a hub name.")],
-    recipe: Annotated[
-        str, typer.Option(help='Such as "vision=gptq:4:g64 connector=gptq:8 language=gptq:3:g64", or a file.')
-    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="The checkpoint folder to write.")],
+    recipe: Annotated[
+        str | None, typer.Option(help='Such as "vision=gptq:4:g64 connector=gptq:8 language=gptq:3:g64", or a file.')
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Instead of a recipe: a configuration file of the study (arXiv 2601.15287).")
+    ] = None,
     calibrate: Annotated[
         list[str] | None,
-        typer.Option(help="TASK:DIR with TASK caption, vqa or retrieval; may be given again. Needed by gptq."),
+        typer.Option(help="TASK:DIR with TASK caption, vqa or retrieval; may be given again. For gptq, gptq+, awq."),
     ] = None,
     samples: Annotated[int, typer.Option(help="Calibration samples in all, from training splits.")] = 128,
     seed: Annotated[int, typer.Option(help="Of the calibration draw.")] = 0,
-    damping: Annotated[float, typer.Option(help="Of GPTQ's Hessians, a share of the mean diagonal.")] = 0.01,
+    damping: Annotated[
+        float | None, typer.Option(help="Of GPTQ's Hessians, a share of the mean diagonal; default 0.01.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on behind the blocks that a killed run left.")] = False,
     device: Annotated[str | None, typer.Option(help="Default: cuda if there is one, else cpu.")] = None,
     json: Json = False,
@@ -34,10 +40,17 @@ def quantize(
     from mmq_kernels.checkpoint.quantization import quantize_checkpoint
     from mmq_kernels.cli.devices import chosen_device
     from mmq_kernels.eval.calibration import CalibrationSource
-    from mmq_kernels.quantize import GptqSettings, Recipe
+    from mmq_kernels.quantize import GptqSettings, Recipe, read_study_config
 
     started = time.perf_counter()
-    parsed = Recipe.parse(recipe)
+    if recipe is not None and config is None:
+        parsed, settings = Recipe.parse(recipe), GptqSettings()
+    elif config is not None and recipe is None:
+        parsed, settings = read_study_config(config)
+    else:
+        raise ValueError(f"one of --recipe and --config must be given, got {'neither' if config is None else 'both'}")
+    if damping is not None:
+        settings = replace(settings, damping=damping)
     source = CalibrationSource.parse(calibrate or [], samples, seed)
     with progress_bar(f"quantizing {model}") as bar:
         report = quantize_checkpoint(
@@ -45,7 +58,7 @@ def quantize(
             parsed,
             out,
             calibration=source,
-            settings=GptqSettings(damping),
+            settings=settings,
             resume=resume,
             device=chosen_device(device),
             progress=bar,

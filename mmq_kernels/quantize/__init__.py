@@ -3,7 +3,9 @@
 from mmq_kernels.quantize.gptq import GptqSettings, Hessian, QuantizationError, gptq
 from mmq_kernels.quantize.recipe import Recipe, Rule
 from mmq_kernels.quantize.rtn import Quantized, quantize_weight
-from mmq_kernels.quantize.sequential import Job, LayerReport, Stage, quantize_stages
+from mmq_kernels.quantize.sequential import LayerReport, quantize_stages
+from mmq_kernels.quantize.study import read_study_config
+from mmq_kernels.quantize.walk import Job, Stage
 
 __all__ = [
     "GptqSettings",
@@ -18,4 +20,5 @@ __all__ = [
     "gptq",
     "quantize_stages",
     "quantize_weight",
+    "read_study_config",
 ]

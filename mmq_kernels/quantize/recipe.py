@@ -183,7 +183,7 @@ class Recipe(BaseModel):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise ValueError(f"{where}: {_first_message(error)}") from None
+            raise ValueError(f"{where}: {first_message(error)}") from None
 
     @property
     def methods(self) -> set[str]:
@@ -235,7 +235,7 @@ def _rule(entry: str, target: str, action: str) -> Rule:
     try:
         return Rule(**fields)
     except ValidationError as error:
-        raise ValueError(f"{_first_message(error)} ({entry})") from None
+        raise ValueError(f"{first_message(error)} ({entry})") from None
 
 
 def _option(option: str, entry: str) -> dict[str, Any]:
@@ -250,7 +250,7 @@ def _option(option: str, entry: str) -> dict[str, Any]:
     raise ValueError(f"option must be gN, channel, tensor, sym or asym, got {option!r} ({entry})")
 
 
-def _first_message(error: ValidationError) -> str:
+def first_message(error: ValidationError) -> str:
     """The first complaint of pydantic, as one line in the words of the house."""
     first = error.errors()[0]
     message = first["msg"].removeprefix("Value error, ")

@@ -270,7 +270,8 @@ def test_the_command_line_itself(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("info", "quantize", "eval", "demo"):
         assert command in shown
     assert "'paint'" in refused(capsys, "paint")
-    assert "--recipe" in refused(capsys, "quantize", BLIP2)
+    assert "--out" in refused(capsys, "quantize", BLIP2)
+    assert "one of --recipe and --config must be given, got neither" in refused(capsys, "quantize", BLIP2, "-o", "x")
     assert "--tsak" in refused(capsys, "eval", BLIP2, "--tsak", "vqa")
     assert run([]) == 0
     assert "quantize" in capsys.readouterr().out
@@ -278,3 +279,17 @@ def test_the_command_line_itself(capsys: pytest.CaptureFixture[str]) -> None:
         [sys.executable, "-m", "mmq_kernels", "info", "--json"], capture_output=True, text=True, timeout=120, check=True
     )
     assert json.loads(done.stdout)["version"] == mmq_kernels.__version__
+
+
+def test_a_configuration_of_the_study_is_a_recipe(
+    tmp_path: Path, said: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "uniform.json"
+    config.write_text('[{"model_part": "LLM", "layer_group": "ALL", "layer_type": "MLP", "num_bits": 5},]')
+    facts = said("quantize", BLIP2, "--config", str(config), "-o", str(tmp_path / "out"))
+    assert facts["recipe"] == "language/mlp=uniform:5:tensor:asym"
+    assert facts["layers"] and {layer["bits"] for layer in facts["layers"]} == {5}
+    both = ("--config", str(config), "--recipe", "all=rtn:4", "-o", str(tmp_path / "other"))
+    assert "got both" in refused(capsys, "quantize", BLIP2, *both)
+    config.write_text("[]")
+    assert not said("quantize", BLIP2, "--config", str(config), "-o", str(tmp_path / "untouched"))["layers"]
