@@ -137,6 +137,10 @@ def test_what_cuda_does_not_serve_is_said(gpu, monkeypatch) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     old = ops.select("prepack", "cuda:0", spec=QuantSpec(4, 32), k=256)
     assert old.backend == "triton" and "cuda: compute capability is 7.5, below 8.0" in old.reason
+    weight = {"spec": QuantSpec(4, 32), "layout": "planes", "m": 1, "n": 64, "k": 256}
+    assert ops.select("gemm", "cuda:0", dtype=torch.float16, **weight).backend == "triton"
+    without = ops.select("gemm", "cuda:0", dtype=torch.bfloat16, **weight)
+    assert without.backend == "reference" and "below 8.0, which bfloat16 needs" in without.reason
     choice._decide.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 0))
     older = ops.select("prepack", "cuda:0", spec=QuantSpec(4, 32), k=256)

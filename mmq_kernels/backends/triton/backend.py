@@ -72,8 +72,11 @@ class TritonBackend(PlanesBackend):
             return f"device is {kind}, not {' or '.join(GPUS)}"
         elif kind == "cuda" and not torch.version.hip:
             capability = torch.cuda.get_device_capability(call.device)
+            have = ".".join(map(str, capability))
             if capability < LEAST_CAPABILITY:
-                return f"compute capability is {'.'.join(map(str, capability))}, below 7.5"
+                return f"compute capability is {have}, below 7.5"
+            if call.dtype == torch.bfloat16 and capability < (8, 0):
+                return f"compute capability is {have}, below 8.0, which bfloat16 needs"
         if call.layout not in (None, self.layout):
             return f"the weight has layout {call.layout!r}, not {self.layout!r}"
         if call.spec is not None and call.n is not None and call.k is not None:
