@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from mmq_kernels.models.families import Family, family_of, layer_kind
+from mmq_kernels.models.families import Family, blocks_of, component_of, family_of, layer_kind
 from mmq_kernels.quantize.recipe import ALL, BLOCK_GROUPS, COMPONENTS, Recipe, Rule, matches
 from mmq_kernels.quantize.sequential import Job, Stage
 from mmq_kernels.spec import QuantSpec
@@ -29,6 +30,7 @@ class Layer:
         block_group: first, middle or last; None outside blocks.
         kind: attention or mlp; None outside blocks.
         reason: why component rules do not reach it, or "".
+        fixed: whether no rule at all may reach it.
     """
 
     name: str
@@ -38,6 +40,7 @@ class Layer:
     block_group: str | None = None
     kind: str | None = None
     reason: str = ""
+    fixed: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,24 +81,28 @@ def list_layers(model: nn.Module) -> list[Layer]:
     """Every `nn.Linear` of the model: those in blocks, in the order they run, then those outside."""
     family = family_of(model)
     found: dict[str, Layer] = {}
-    for index, stage in enumerate(family.stages):
-        module = _get(model, stage.path)
-        if isinstance(module, nn.Linear):
-            found[stage.path] = Layer(stage.path, stage.component, index, stage.path)
-        elif module is not None:
-            blocks = list(module.named_children())
-            for number, (child, block) in enumerate(blocks):
-                name = f"{stage.path}.{child}"
-                for inner, linear in block.named_modules():
-                    if isinstance(linear, nn.Linear):
-                        full = f"{name}.{inner}"
-                        group = block_group(number, len(blocks))
-                        found[full] = Layer(full, stage.component, index, name, group, layer_kind(inner))
+    for index, stage in enumerate(blocks_of(model, family)):
+        for number, block in enumerate(stage.names):
+            for inner, linear in model.get_submodule(block).named_modules():
+                if not isinstance(linear, nn.Linear):
+                    continue
+                name = f"{block}.{inner}".rstrip(".")
+                group = None if stage.single else block_group(number, len(stage.names))
+                kind = None if stage.single else layer_kind(inner)
+                found[name] = Layer(name, stage.component, index, block, group, kind, *_fixed(linear))
     for name, linear in model.named_modules():
         if isinstance(linear, nn.Linear) and name not in found:
-            reason = family.left_alone.get(name, "outside the blocks of every component")
-            found[name] = Layer(name, _component_of(family, name), reason=reason)
+            why, fixed = _fixed(linear)
+            reason = family.left_alone.get(name) or why or "outside the blocks of its component"
+            found[name] = Layer(name, component_of(family, name), reason=reason, fixed=fixed)
     return list(found.values())
+
+
+def _fixed(linear: nn.Linear) -> tuple[str, bool]:
+    """Why no rule may reach a linear, or "", and whether that is so."""
+    if isinstance(linear, NonDynamicallyQuantizableLinear):
+        return "torch.nn.MultiheadAttention reads its weight itself", True
+    return "", False
 
 
 def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
@@ -107,7 +114,7 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     family = family_of(model)
     layers = list_layers(model)
     for rule in recipe.rules:
-        _check_rule(rule, layers, family)
+        _check_rule(rule, layers)
     for pattern in recipe.skip:
         if not any(matches(pattern, layer.name) for layer in layers):
             raise ValueError(f"skip={pattern} matches no layer; nearest: {_nearest(pattern, layers)}")
@@ -130,20 +137,29 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     return Plan(planned, left_alone, list(_stages(model, family, layers, planned)))
 
 
-def _check_rule(rule: Rule, layers: list[Layer], family: Family) -> None:
-    if rule.target in COMPONENTS and rule.target not in family.parts:
-        raise ValueError(f"the model has no component {rule.target!r} ({rule}); it has {', '.join(family.parts)}")
+def _check_rule(rule: Rule, layers: list[Layer]) -> None:
+    if rule.target in COMPONENTS and rule.target not in _components(layers):
+        raise ValueError(
+            f"the model has no component {rule.target!r} ({rule}); it has {', '.join(_components(layers))}"
+        )
     if any(_selects(rule, layer) for layer in layers):
         return
     if rule.is_pattern:
         raise ValueError(
-            f"{rule.target!r} is no component ({', '.join(family.parts)}) and matches no layer ({rule}); "
+            f"{rule.target!r} is no component ({', '.join(_components(layers))}) and matches no layer ({rule}); "
             f"nearest: {_nearest(rule.target, layers)}"
         )
     raise ValueError(f"{rule} selects no layer of the model")
 
 
+def _components(layers: list[Layer]) -> list[str]:
+    present = {layer.component for layer in layers}
+    return [component for component in COMPONENTS if component in present]
+
+
 def _selects(rule: Rule, layer: Layer) -> bool:
+    if layer.fixed:
+        return False
     if rule.is_pattern:
         selected = matches(rule.target, layer.name)
     else:
@@ -161,19 +177,13 @@ def _nearest(pattern: str, layers: list[Layer]) -> str:
 
 
 def _stages(model: nn.Module, family: Family, layers: list[Layer], planned: dict[str, LayerPlan]) -> Iterator[Stage]:
-    for index, path in enumerate(family.stages):
-        module = _get(model, path.path)
-        if module is None:
-            continue
-        blocks = [path.path]
-        if not isinstance(module, nn.Linear):
-            blocks = [f"{path.path}.{child}" for child, _ in module.named_children()]
+    for index, blocks in enumerate(blocks_of(model, family)):
         inside = [layer for layer in layers if layer.stage == index and layer.name in planned]
-        jobs = [tuple(_job(planned[la.name]) for la in inside if la.block == block) for block in blocks]
+        jobs = [tuple(_job(planned[la.name]) for la in inside if la.block == block) for block in blocks.names]
         if any(jobs):
             # Blocks behind the last planned one need not be walked through.
             end = max(i for i, own in enumerate(jobs) if own) + 1
-            yield Stage(path.path, tuple(blocks[:end]), tuple(jobs[:end]), path.once)
+            yield Stage(blocks.path, blocks.names[:end], tuple(jobs[:end]), blocks.once)
     for layer in layers:
         if layer.stage is None and layer.name in planned:
             yield Stage(layer.name, (layer.name,), ((_job(planned[layer.name]),),), once=True)
@@ -181,17 +191,3 @@ def _stages(model: nn.Module, family: Family, layers: list[Layer], planned: dict
 
 def _job(plan: LayerPlan) -> Job:
     return Job(plan.name, plan.method, plan.spec, plan.per_tensor)
-
-
-def _component_of(family: Family, name: str) -> str | None:
-    for component, prefixes in family.parts.items():
-        if any(name == prefix or name.startswith(f"{prefix}.") for prefix in prefixes):
-            return component
-    return None
-
-
-def _get(model: nn.Module, path: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(path)
-    except AttributeError:
-        return None

@@ -93,8 +93,10 @@ def quantize_stages(
     reports: list[LayerReport] = []
     with torch.no_grad(), without_cache(model):
         for stage in stages:
-            walk = record(model, stage, batches) if stage.needs_data and batches else None
+            walk: Walk | None = None
             for index, (block, jobs) in enumerate(zip(stage.blocks, stage.jobs, strict=True)):
+                if stage.needs_data and batches and (walk is None or index == walk.end):
+                    walk = record(model, stage, batches, index)
                 finished = store.load(block) if store else None
                 if finished is not None:
                     layers, rows = finished

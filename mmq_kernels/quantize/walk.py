@@ -1,7 +1,9 @@
 """The walk through a model that calibration takes: what each block is called with, and what its layers see.
 
-One pass over the batches notes the calls of a stage's blocks; then blocks can be run one by one, as they are at the
-time, each on what those before it have made of the batches. Recorded activations stay on the CPU.
+One pass over the batches notes the calls of a chain of blocks, each of which is fed by the one before it; then blocks
+can be run one by one, as they are at the time, each on what those before it have made of the batches. Where a model
+does something to the hidden states between two blocks (Qwen3-VL adds features of its vision tower there), the chain
+ends, and the next begins with a pass of its own. Recorded activations stay on the CPU.
 """
 
 from __future__ import annotations
@@ -74,17 +76,39 @@ class SharedHessian:
 
 @dataclass
 class _Call:
-    """One passage of one batch through a stage: what each block is called with, but for the hidden states."""
+    """One passage of one batch through a chain.
 
-    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    Attributes:
+        hidden: what has become of the hidden states.
+        arguments: by index of the block what else it is called with; a block that the passage leaves out has none.
+    """
+
     hidden: Tensor
+    arguments: dict[int, _Arguments]
+
+
+@dataclass
+class _Arguments:
+    """Of one call of one block, with None in the place of the hidden states.
+
+    Attributes:
+        slot: that place, 0 or a keyword.
+    """
+
+    slot: int | str
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 class Walk:
-    """The recorded calls of a stage, and the hidden states as far as the quantized blocks have brought them."""
+    """The recorded calls of a chain of blocks, and the hidden states as far as quantized blocks have brought them.
 
-    def __init__(self, stage: Stage, calls: list[_Call], device: torch.device) -> None:
-        self._stage, self._calls, self._device = stage, calls, device
+    Attributes:
+        end: index of the first block behind the chain.
+    """
+
+    def __init__(self, stage: Stage, calls: list[_Call], end: int, device: torch.device) -> None:
+        self._stage, self._calls, self.end, self._device = stage, calls, end, device
 
     def hessians(self, model: nn.Module, index: int, jobs: Sequence[Job]) -> dict[str, SharedHessian]:
         """Run block `index` on what reaches it; one Hessian for each distinct input of its gptq layers."""
@@ -121,27 +145,31 @@ class Walk:
 
     def advance(self, model: nn.Module, index: int) -> None:
         """Take every call's hidden states through block `index` as it is now."""
-        if index + 1 == len(self._stage.blocks):
+        if index + 1 == self.end:
             return
         for call in self._calls:
             call.hidden = _first(self._run(model, index, call)).cpu()
 
     def _run(self, model: nn.Module, index: int, call: _Call) -> Any:
-        args, kwargs = tree_map(self._to_device, call.arguments[index])
+        if index not in call.arguments:
+            return call.hidden
+        own = call.arguments[index]
+        args, kwargs = tree_map(self._to_device, (own.args, own.kwargs))
         hidden = call.hidden.to(self._device)
         block = model.get_submodule(self._stage.blocks[index])
-        if args:
+        if isinstance(own.slot, int):
             return block(hidden, *args[1:], **kwargs)
-        return block(**{**kwargs, "hidden_states": hidden})
+        return block(*args, **{**kwargs, own.slot: hidden})
 
     def _to_device(self, value: Any) -> Any:
         return value.to(self._device) if isinstance(value, Tensor) else value
 
 
-def record(model: nn.Module, stage: Stage, batches: Sequence[Batch]) -> Walk:
-    """One pass over the batches that notes what the blocks of a stage are called with."""
+def record(model: nn.Module, stage: Stage, batches: Sequence[Batch], start: int = 0) -> Walk:
+    """One pass over the batches that notes what the chain of blocks that begins at `start` is called with."""
     device = next(model.parameters()).device
     calls: list[_Call] = []
+    ends = [len(stage.blocks)]
     moved: dict[int, tuple[Any, Any]] = {}
 
     def keep(value: Any) -> Any:
@@ -156,27 +184,33 @@ def record(model: nn.Module, stage: Stage, batches: Sequence[Batch]) -> Walk:
 
     def enter(index: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            if index == 0:
-                calls.append(_Call([], hidden.detach().cpu()))
+            slot = _slot(args, kwargs)
+            hidden = args[slot] if isinstance(slot, int) else kwargs[slot]
+            if index == start:
+                calls.append(_Call(hidden.detach().cpu(), {}))
+            elif not calls or index >= ends[0]:
+                return
             elif hidden is not last_output[0]:
-                raise RuntimeError(f"{stage.blocks[index]} is not fed by the block before it")
-            rest = (None, *args[1:]) if args else ()
-            named = {key: value for key, value in kwargs.items() if key != "hidden_states"}
-            calls[-1].arguments.append(tree_map(keep, (rest, named)))
+                ends[0] = index
+                return
+            if isinstance(slot, int):
+                args = (None, *args[1:])
+            else:
+                kwargs = {key: value for key, value in kwargs.items() if key != slot}
+            calls[-1].arguments[index] = _Arguments(slot, *tree_map(keep, (args, kwargs)))
 
         return hook
 
     def leave(index: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             last_output[0] = _first(output)
-            if index + 1 == len(stage.blocks) and stage.once:
+            if index + 1 == ends[0] and stage.once:
                 raise _StageDone
 
         return hook
 
     with ExitStack() as hooks:
-        for index, name in enumerate(stage.blocks):
+        for index, name in enumerate(stage.blocks[start:], start):
             block = model.get_submodule(name)
             for handle in (
                 block.register_forward_pre_hook(enter(index), with_kwargs=True),
@@ -188,7 +222,15 @@ def record(model: nn.Module, stage: Stage, batches: Sequence[Batch]) -> Walk:
                 model(**{key: v.to(device) if isinstance(v, Tensor) else v for key, v in batch.items()})
             moved.clear()
             last_output[0] = None
-    return Walk(stage, calls, device)
+    return Walk(stage, calls, ends[0], device)
+
+
+def _slot(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str:
+    """Where a block takes its hidden states: first, or by a keyword, which not all models call the same."""
+    if args:
+        return 0
+    tensors = [key for key, value in kwargs.items() if isinstance(value, Tensor) and value.is_floating_point()]
+    return next((key for key in ("hidden_states", "hidden_state") if key in tensors), tensors[0])
 
 
 def _first(output: Any) -> Tensor:
