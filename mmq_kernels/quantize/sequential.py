@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from mmq_kernels.nn import QuantLinear
 from mmq_kernels.quantize.awq import awq, search_scale
+from mmq_kernels.quantize.folding import find_producer, fold
 from mmq_kernels.quantize.gptq import GptqSettings, gptq, weighted_error
 from mmq_kernels.quantize.recipe import CALIBRATED
 from mmq_kernels.quantize.rtn import Quantized, quantize_weight
@@ -34,6 +35,7 @@ class LayerReport:
         calibration_rows: rows of activations its Hessian was made of.
         damping: what its Hessian took.
         error, rtn_error: Hessian-weighted error, and that of rtn with the same spec (gptq and awq).
+        folded_into: the norm or linear that took its input scale (awq).
         note: anything that did not go as asked.
     """
 
@@ -47,6 +49,7 @@ class LayerReport:
     damping: float | None = None
     error: float | None = None
     rtn_error: float | None = None
+    folded_into: str = ""
     note: str = ""
 
     def to_json(self) -> dict[str, Any]:
@@ -57,7 +60,7 @@ class BlockStore(Protocol):
     """Where finished blocks are kept, so that a killed run goes on behind the last of them."""
 
     def load(self, block: str) -> tuple[dict[str, dict[str, Tensor]], list[LayerReport]] | None:
-        """On-disk tensors of each layer of a finished block and their reports, or None."""
+        """Tensors of each layer of a finished block, and of what took their scales, and the reports; or None."""
 
     def save(self, block: str, layers: dict[str, dict[str, Tensor]], reports: list[LayerReport]) -> None:
         """Keep a finished block."""
@@ -106,7 +109,10 @@ def quantize_stages(
                     scales = _search_scales(model, walk, index, jobs, hessians) if walk else {}
                     rows = [_quantize_layer(model, job, hessians, scales, settings) for job in jobs]
                     if store:
-                        store.save(block, {job.name: _tensors(model, job.name) for job in jobs}, rows)
+                        changed = dict.fromkeys(
+                            [row.name for row in rows] + [r.folded_into for r in rows if r.folded_into]
+                        )
+                        store.save(block, {name: _tensors(model, name) for name in changed}, rows)
                     del hessians
                 reports += rows
                 if walk:
@@ -120,9 +126,17 @@ def quantize_stages(
 # --- one layer --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _InputScale:
+    """AWQ's scale ``[k]`` of a layer's input; a folded one is in the layer's weight already."""
+
+    values: Tensor
+    folded_into: str = ""
+
+
 def _search_scales(
     model: nn.Module, walk: Walk, index: int, jobs: Sequence[Job], hessians: Mapping[str, SharedHessian]
-) -> dict[str, Tensor]:
+) -> dict[str, _InputScale]:
     """AWQ's input scales of a block's layers, by name: one for all layers that read the same input."""
     shared: dict[int, list[Job]] = {}
     for job in jobs:
@@ -130,18 +144,23 @@ def _search_scales(
             shared.setdefault(id(hessians[job.name]), []).append(job)
     if not shared:
         return {}
+    block = walk.block(index)
     expected = walk.outputs(model, index)
-    found: dict[str, Tensor] = {}
-    for together in shared.values():
+    found: dict[str, _InputScale] = {}
+    # From back to front: a scale that a linear takes changes its rows, and so the search for its own input's.
+    for together in reversed(list(shared.values())):
         linears = [_linear(model, job.name) for job in together]
         before = [linear.weight.data for linear in linears]
+
+        def run() -> list[Tensor]:
+            return walk.outputs(model, index)
 
         def loss(weights: Sequence[Tensor], linears: list[nn.Linear] = linears) -> float:
             for linear, weight in zip(linears, weights, strict=True):
                 linear.weight.data = weight
             return sum(
                 float((got - wanted).float().square().sum(dtype=torch.float64))
-                for got, wanted in zip(walk.outputs(model, index), expected, strict=True)
+                for got, wanted in zip(run(), expected, strict=True)
             )
 
         try:
@@ -151,7 +170,11 @@ def _search_scales(
         finally:
             for linear, weight in zip(linears, before, strict=True):
                 linear.weight.data = weight
-        found |= {job.name: scale for job in together}
+        folded_into = ""
+        producer = find_producer(model.get_submodule(block), block, linears, run, expected)
+        if producer is not None:
+            scale, folded_into = fold(producer, linears, scale), producer.name
+        found |= {job.name: _InputScale(scale, folded_into) for job in together}
     return found
 
 
@@ -159,19 +182,26 @@ def _quantize_layer(
     model: nn.Module,
     job: Job,
     hessians: Mapping[str, SharedHessian],
-    scales: Mapping[str, Tensor],
+    scales: Mapping[str, _InputScale],
     settings: GptqSettings,
 ) -> LayerReport:
     linear = _linear(model, job.name)
     weight = linear.weight.detach()
     spec = job.spec
     report = LayerReport(job.name, spec.bits, spec.group_size, spec.symmetric, asked=job.method, used=job.method)
+    scale = scales.get(job.name)
+    kept = None
+    if scale is not None and scale.folded_into:
+        weight = weight.float() / scale.values
+        report = replace(report, folded_into=scale.folded_into)
+    elif scale is not None:
+        kept = scale.values.to(weight.dtype)
     try:
-        scale = scales.get(job.name)
-        quantized, report = _quantize(weight, job, hessians.get(job.name), scale, settings, report)
+        values = None if scale is None else scale.values
+        quantized, report = _quantize(weight, job, hessians.get(job.name), values, settings, report)
     except ValueError as error:
         raise ValueError(f"{job.name}: {error}") from None
-    if quantized.scale.dtype == torch.float32 and weight.dtype == torch.float32:
+    if quantized.scale.dtype == torch.float32 and linear.weight.dtype == torch.float32:
         report = replace(report, note=f"{report.note} scales kept in fp32: fp16 cannot hold them".strip())
     codes, grid, zero, g_idx = quantized
     replacement = QuantLinear.from_codes(
@@ -181,8 +211,8 @@ def _quantize_layer(
         spec,
         bias=linear.bias,
         g_idx=g_idx,
-        input_scale=None if scale is None else scale.to(weight.dtype),
-        dtype=weight.dtype,
+        input_scale=kept,
+        dtype=linear.weight.dtype,
     )
     model.set_submodule(job.name, replacement)
     return report
@@ -235,16 +265,20 @@ def _linear(model: nn.Module, name: str) -> nn.Linear:
 
 
 def _tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
-    layer = model.get_submodule(name)
-    assert isinstance(layer, QuantLinear)
-    return layer.on_disk()
+    module = model.get_submodule(name)
+    own = {key: parameter.detach() for key, parameter in module.named_parameters(recurse=False)}
+    return {**own, **module.on_disk()} if isinstance(module, QuantLinear) else own
 
 
-def _install(model: nn.Module, jobs: Sequence[Job], layers: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Put stored layers into the model."""
-    for job in jobs:
-        linear = _linear(model, job.name)
-        tensors = {name: t.to(linear.weight.device) for name, t in layers[job.name].items()}
-        if linear.bias is not None:
-            tensors["bias"] = linear.bias.detach()
-        model.set_submodule(job.name, QuantLinear.from_tensors(tensors, job.spec, dtype=linear.weight.dtype))
+def _install(model: nn.Module, jobs: Sequence[Job], stored: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Put stored layers, and what took their scales, into the model."""
+    specs = {job.name: job.spec for job in jobs}
+    for name, tensors in stored.items():
+        module = model.get_submodule(name)
+        if name in specs:
+            linear = _linear(model, name)
+            own = {key: tensor.to(linear.weight.device) for key, tensor in tensors.items()}
+            model.set_submodule(name, QuantLinear.from_tensors(own, specs[name], dtype=linear.weight.dtype))
+        else:
+            for key, tensor in tensors.items():
+                module.get_parameter(key).data.copy_(tensor)

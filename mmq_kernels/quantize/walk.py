@@ -139,6 +139,10 @@ class Walk:
                 seen.clear()
         return {name: found[first] for name, first in owner.items()}
 
+    def block(self, index: int) -> str:
+        """Name of block `index`."""
+        return self._stage.blocks[index]
+
     def outputs(self, model: nn.Module, index: int) -> list[Tensor]:
         """What block `index`, as it is now, makes of every call; on the CPU."""
         return [_first(self._run(model, index, call)).cpu() for call in self._calls]

@@ -16,14 +16,16 @@ from mmq_kernels.models.plan import list_layers
 from mmq_kernels.quantize import Recipe
 
 COMPONENTS = {
-    **dict.fromkeys(TINY, {"vision", "connector", "language"}),
-    **dict.fromkeys(("llama", "opt"), {"language"}),
+    **{name: {"vision", "connector", "language"} for name in TINY},
+    "llama": {"language"},
+    "opt": {"language"},
     "vit": {"vision"},
-    **dict.fromkeys(("siglip", "gemma3"), {"vision", "language"}),  # their connectors have no linear
+    "siglip": {"vision", "language"},  # its connector has no linear, nor has that of
+    "gemma3": {"vision", "language"},
 }
 
 LEFT_ALONE = {
-    **dict.fromkeys(TINY, {"lm_head"}),
+    **{name: {"lm_head"} for name in TINY},
     "instructblip": {"language_model.lm_head"},
     "clip": set(),
     "siglip": {"text_model.head", "vision_model.head.attention.out_proj"}
