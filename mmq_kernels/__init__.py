@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from mmq_kernels._when_imported import when_imported
 from mmq_kernels.nn import QuantLinear
 from mmq_kernels.ops import use_backend
 from mmq_kernels.spec import QuantSpec
@@ -11,10 +12,12 @@ from mmq_kernels.spec import QuantSpec
 if TYPE_CHECKING:
     from mmq_kernels.checkpoint import load, load_processor, quantize_checkpoint, save
     from mmq_kernels.models import quantize_model
+    from mmq_kernels.plugin import MMQConfig
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "MMQConfig",
     "QuantLinear",
     "QuantSpec",
     "__version__",
@@ -28,6 +31,7 @@ __all__ = [
 ]
 
 _LAZY = {
+    "MMQConfig": "mmq_kernels.plugin",
     "load": "mmq_kernels.checkpoint",
     "load_processor": "mmq_kernels.checkpoint",
     "quantize_checkpoint": "mmq_kernels.checkpoint",
@@ -61,3 +65,6 @@ def __getattr__(name: str) -> Any:
 
         return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+when_imported("transformers.quantizers.auto", "mmq_kernels.plugin")

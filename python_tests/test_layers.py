@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "mmq_kernels"
 LAYERS = [
     ("cli",),
     ("sweep", "demo", "bench"),
-    ("eval",),
+    ("eval", "plugin"),
     ("checkpoint",),
     ("models",),
     ("quantize",),
@@ -19,7 +19,7 @@ LAYERS = [
     ("ops",),
     ("backends",),
     ("packing", "_native"),
-    ("spec",),
+    ("spec", "_when_imported"),
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 

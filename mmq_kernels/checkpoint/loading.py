@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoProcessor, GenerationConfig
 from mmq_kernels.checkpoint.errors import CheckpointError
 from mmq_kernels.checkpoint.folder import CONFIG, GENERATION_CONFIG, read_config
 from mmq_kernels.checkpoint.format import KEY, Stored, parse
+from mmq_kernels.checkpoint.names import Names
 from mmq_kernels.checkpoint.shards import Folder
 from mmq_kernels.checkpoint.skeleton import architecture, build_skeleton, is_derived, places, tied_names
 from mmq_kernels.nn import QuantLinear
@@ -125,9 +126,11 @@ def _fill(
     model: nn.Module, folder: Folder, layers: dict[str, Stored], device: torch.device, dtype: torch.dtype | None
 ) -> None:
     """Put every tensor of `folder` where it belongs, and make sure that nothing is missing or left over."""
+    names = Names(model)
+    names.rename(folder)
     left = set(folder)
     for name, stored in layers.items():
-        used = _swap_in(model, name, stored, folder, device, dtype)
+        used = _swap_in(model, names.layer(name) or name, stored, folder, device, dtype)
         left -= used
     wanted = places(model)
     aliases = tied_names(model)

@@ -141,6 +141,11 @@ class Folder:
                 done += got
         return tensor
 
+    def rename(self, names: dict[str, str]) -> None:
+        """Call tensors by other names from now on: old name -> new name."""
+        self.entries = {names.get(name, name): entry for name, entry in self.entries.items()}
+        self.files = {names.get(name, name): file for name, file in self.files.items()}
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
 
