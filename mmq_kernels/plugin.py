@@ -39,6 +39,8 @@ class MMQConfig(QuantizationConfigMixin):
         ValueError: for a recipe that is none, or fields that are unknown.
     """
 
+    recipe: str
+
     def __init__(self, recipe: Any = "", **fields: Any) -> None:
         from mmq_kernels.checkpoint.format import Description, parse
         from mmq_kernels.quantize.recipe import Recipe
@@ -67,6 +69,8 @@ class MMQQuantizer(HfQuantizer):
     Raises:
         ValueError: for a recipe that needs calibration and a model that is not packed.
     """
+
+    quantization_config: MMQConfig
 
     def __init__(self, quantization_config: MMQConfig, **kwargs: Any) -> None:
         super().__init__(quantization_config, **kwargs)

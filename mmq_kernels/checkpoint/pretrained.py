@@ -121,7 +121,7 @@ def densify(model: nn.Module, dtype: torch.dtype | None = None) -> None:
     """Plain linears with the values of the packed weights, in `dtype`, default that of each layer."""
     for name, module in list(model.named_modules()):
         if isinstance(module, QuantLinear):
-            weight = module.dequantize()
+            weight: Tensor = module.dequantize()
             if module.weight_input_scale is not None:
                 weight /= module.weight_input_scale.float()
             dense = nn.Linear(module.in_features, module.out_features, bias=module.bias is not None, device="meta")

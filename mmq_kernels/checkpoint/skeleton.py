@@ -29,6 +29,8 @@ def architecture(content: dict[str, Any], where: str) -> type[nn.Module]:
         CheckpointError: where it names none, or one that this transformers lacks.
     """
     names = content.get("architectures")
+    if names is None and isinstance(content.get("text_config"), dict):  # where transformers 4 puts that of Qwen2-VL
+        names = content["text_config"].get("architectures")
     name = names[0] if isinstance(names, list) and names else None
     found = getattr(transformers, name, None) if isinstance(name, str) else None
     if not (isinstance(found, type) and issubclass(found, transformers.PreTrainedModel)):

@@ -48,6 +48,7 @@ class QuantLinear(nn.Module):
     zero_runtime: Tensor | None
     perm: Tensor | None
     weight_input_scale: Tensor | None
+    bias: nn.Parameter | None
     _like: Tensor
     pinned: str = ""
     """What was assigned to `backend`; "" where the choice is free."""
