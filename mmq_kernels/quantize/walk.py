@@ -1,7 +1,9 @@
 """The walk through a model that calibration takes: what each block is called with, and what its layers see.
 
 One pass over the batches notes the calls of a chain of blocks, each of which is fed by the one before it; then blocks
-can be run one by one, as they are at the time, each on what those before it have made of the batches. Where a model
+can be run one by one, as they are at the time, each on what those before it have made of the batches. That pass runs
+the first block alone: what else a block is called with does not depend on what those before it computed. (Where that
+block changes the shape of the hidden states, nothing of the kind is taken for granted, and all blocks run.) Where a model
 does something to the hidden states between two blocks (Qwen3-VL adds features of its vision tower there), the chain
 ends, and the next begins with a pass of its own. Recorded activations stay on the CPU.
 """
@@ -171,7 +173,7 @@ class Walk:
 
 def record(model: nn.Module, stage: Stage, batches: Sequence[Batch], start: int = 0) -> Walk:
     """One pass over the batches that notes what the chain of blocks that begins at `start` is called with."""
-    device = next(model.parameters()).device
+    device = next(parameter.device for parameter in model.parameters() if parameter.device.type != "meta")
     calls: list[_Call] = []
     ends = [len(stage.blocks)]
     moved: dict[int, tuple[Any, Any]] = {}
@@ -185,17 +187,31 @@ def record(model: nn.Module, stage: Stage, batches: Sequence[Batch], start: int 
         return moved.setdefault(id(value), (value, value.detach().cpu()))[1]
 
     last_output: list[Any] = [None]
+    first_shape: list[Any] = [None, None]
+
+    def pass_on(block: nn.Module) -> Callable[..., Any]:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if first_shape[0] != first_shape[1]:
+                return block(*args, **kwargs)
+            slot = _slot(args, kwargs)
+            hidden = args[slot] if isinstance(slot, int) else kwargs[slot]
+            return hidden if isinstance(last_output[0], Tensor) else (hidden, *last_output[0][1:])
+
+        return forward
 
     def enter(index: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             slot = _slot(args, kwargs)
             hidden = args[slot] if isinstance(slot, int) else kwargs[slot]
             if index == start:
+                first_shape[0] = hidden.shape
                 calls.append(_Call(hidden.detach().cpu(), {}))
             elif not calls or index >= ends[0]:
                 return
-            elif hidden is not last_output[0]:
+            elif hidden is not _first(last_output[0]):
                 ends[0] = index
+                if stage.once:
+                    raise _StageDone
                 return
             if isinstance(slot, int):
                 args = (None, *args[1:])
@@ -207,26 +223,43 @@ def record(model: nn.Module, stage: Stage, batches: Sequence[Batch], start: int 
 
     def leave(index: int) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            last_output[0] = _first(output)
+            last_output[0] = output
+            if index == start:
+                first_shape[1] = _first(output).shape
             if index + 1 == ends[0] and stage.once:
                 raise _StageDone
 
         return hook
 
-    with ExitStack() as hooks:
+    with ExitStack() as ended:
         for index, name in enumerate(stage.blocks[start:], start):
             block = model.get_submodule(name)
+            if stage.once and index > start:
+                model.set_submodule(name, _StandIn(block, pass_on(block)))
+                ended.callback(model.set_submodule, name, block)
+                block = model.get_submodule(name)
             for handle in (
                 block.register_forward_pre_hook(enter(index), with_kwargs=True),
                 block.register_forward_hook(leave(index)),
             ):
-                hooks.callback(handle.remove)
+                ended.callback(handle.remove)
         for batch in batches:
             with suppress(_StageDone):
                 model(**{key: v.to(device) if isinstance(v, Tensor) else v for key, v in batch.items()})
             moved.clear()
             last_output[0] = None
     return Walk(stage, calls, ends[0], device)
+
+
+class _StandIn(nn.Module):
+    """In the place of a block, with another forward; all else that is asked of it is the block's."""
+
+    def __init__(self, block: nn.Module, forward: Callable[..., Any]) -> None:
+        super().__init__()
+        self.__dict__ |= {"_block": block, "forward": forward}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_block"], name)
 
 
 def _slot(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str:
