@@ -14,7 +14,6 @@ transformers writes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, Final, Literal, NamedTuple
 
 import torch
@@ -118,18 +117,22 @@ def stored_layers(model: nn.Module) -> dict[str, Stored]:
     Raises:
         CheckpointError: for a layer with a fused activation, which a checkpoint cannot express.
     """
-    return dict(_stored(model.named_modules()))
+    found: dict[str, Stored] = {}
+    for name, module in model.named_modules():
+        found |= stored_layer(name, module)
+    return found
 
 
-def _stored(modules: Iterable[tuple[str, nn.Module]]) -> Iterable[tuple[str, Stored]]:
-    for name, module in modules:
-        if isinstance(module, QuantLinear):
-            if module.activation != "none":
-                raise CheckpointError(
-                    f"activation must be 'none' in a layer to be saved, got {module.activation!r} (layer {name})"
-                )
-            scaled = module.weight_input_scale is not None
-            yield name, Stored(module.spec, module.dtype, module.activation_order, scaled)
+def stored_layer(name: str, module: nn.Module) -> dict[str, Stored]:
+    """The same for one module; nothing for another one than a `QuantLinear`."""
+    if not isinstance(module, QuantLinear):
+        return {}
+    if module.activation != "none":
+        raise CheckpointError(
+            f"activation must be 'none' in a layer to be saved, got {module.activation!r} (layer {name})"
+        )
+    scaled = module.weight_input_scale is not None
+    return {name: Stored(module.spec, module.dtype, module.activation_order, scaled)}
 
 
 def parse(content: Any, where: str) -> Description:

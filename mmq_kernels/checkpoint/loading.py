@@ -53,11 +53,16 @@ def load(
         return _load_plain(path, device, dtype)
     description = parse(content[KEY], str(path / CONFIG))
     model: Any = build_skeleton(path)
-    _fill(model, Folder(path), description.layers, device, _chosen_dtype(content.get("dtype"), device, dtype))
-    if (path / GENERATION_CONFIG).is_file() and getattr(model, "generation_config", None) is not None:
-        model.generation_config = GenerationConfig.from_pretrained(path)
+    _fill(model, Folder(path), description.layers, device, chosen_dtype(content.get("dtype"), device, dtype))
+    read_generation_config(model, path)
     model.config.quantization_config = description.model_dump()
     return model.to(device)
+
+
+def read_generation_config(model: Any, path: Path) -> None:
+    """Give a model that generates what the folder says about how."""
+    if (path / GENERATION_CONFIG).is_file() and getattr(model, "generation_config", None) is not None:
+        model.generation_config = GenerationConfig.from_pretrained(path)
 
 
 def load_processor(folder_or_hub_name: str | Path) -> Any:
@@ -99,7 +104,7 @@ def _load_plain(source: str | Path, device: torch.device, dtype: torch.dtype | N
             raise CheckpointError(f"{source} is quantized by another tool; give the unquantized model")
         model, info = model_class.from_pretrained(
             source,
-            dtype=_chosen_dtype(config.dtype, device, dtype) or "auto",
+            dtype=chosen_dtype(config.dtype, device, dtype) or "auto",
             use_safetensors=True,
             output_loading_info=True,
         )
@@ -114,7 +119,7 @@ def _load_plain(source: str | Path, device: torch.device, dtype: torch.dtype | N
     return model.eval().to(device)
 
 
-def _chosen_dtype(stored: Any, device: torch.device, dtype: torch.dtype | None) -> torch.dtype | None:
+def chosen_dtype(stored: Any, device: torch.device, dtype: torch.dtype | None) -> torch.dtype | None:
     """The dtype asked for; None means as stored."""
     if dtype is not None:
         return dtype
@@ -145,14 +150,14 @@ def _fill(
                 f"{folder.files[name]}: tensor {name} must have shape {list(wanted[name].shape)}, "
                 f"got {list(tensor.shape)}"
             )
-        _put(model, name, tensor.to(device, _dtype_of(model, name, tensor.dtype, dtype)))
+        place(model, name, tensor.to(device, target_dtype(model, name, tensor.dtype, dtype)))
     for name, kept in aliases.items():
         if name not in folder.entries:
-            _put(model, name, _get(model, kept))
+            place(model, name, _get(model, kept))
         elif kept not in folder.entries:
-            _put(model, kept, _get(model, name))
+            place(model, kept, _get(model, name))
         elif torch.equal(_get(model, name), _get(model, kept)):
-            _put(model, name, _get(model, kept))
+            place(model, name, _get(model, kept))
     empty = [name for name, tensor in _everything(model) if tensor.device.type == "meta"]
     if empty:
         raise CheckpointError(f"{folder.path} lacks tensor {empty[0]} ({len(empty)} in all); copy the folder again")
@@ -193,12 +198,12 @@ def _swap_in(
     if "bias" in tensors:
         if list(tensors["bias"].shape) != shape[:1]:
             raise CheckpointError(f"{file}: {name}.bias must have shape {shape[:1]}, got {list(tensors['bias'].shape)}")
-        tensors["bias"] = tensors["bias"].to(_dtype_of(model, name, tensors["bias"].dtype, dtype))
+        tensors["bias"] = tensors["bias"].to(target_dtype(model, name, tensors["bias"].dtype, dtype))
     try:
         packed = QuantLinear.from_tensors(
             {own: tensor.to(device) for own, tensor in tensors.items()},
             stored.spec,
-            dtype=_dtype_of(model, name, stored.dtype, dtype),
+            dtype=target_dtype(model, name, stored.dtype, dtype),
         )
     except ValueError as error:
         raise CheckpointError(f"{file}: layer {name}: {error}") from None
@@ -207,7 +212,7 @@ def _swap_in(
     return {f"{name}.{own}" for own in names}
 
 
-def _dtype_of(model: nn.Module, name: str, stored: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
+def target_dtype(model: nn.Module, name: str, stored: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
     """What a stored tensor becomes: floats follow `dtype`, but for those that transformers keeps in fp32."""
     if dtype is None or not stored.is_floating_point:
         return stored
@@ -221,7 +226,8 @@ def _get(model: nn.Module, name: str) -> Tensor:
     return getattr(model.get_submodule(parent), own)
 
 
-def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
+def place(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """Make a tensor the parameter or buffer of that name; gives what it has become."""
     parent, _, own = name.rpartition(".")
     module = model.get_submodule(parent)
     if own in module._buffers:
@@ -230,6 +236,7 @@ def _put(model: nn.Module, name: str, tensor: Tensor) -> None:
         module._parameters[own] = tensor
     else:
         module._parameters[own] = nn.Parameter(tensor, requires_grad=False)
+    return getattr(module, own)
 
 
 def _everything(model: nn.Module) -> list[tuple[str, Tensor]]:

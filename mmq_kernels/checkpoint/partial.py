@@ -74,11 +74,15 @@ class PartialRun:
         Raises:
             CheckpointError: where it cannot be written; the blocks before it are kept.
         """
-        tensors = {
-            f"{layer}{_SEPARATOR}{name}": tensor.contiguous().cpu()
-            for layer, own in layers.items()
-            for name, tensor in own.items()
-        }
+        tensors: dict[str, Tensor] = {}
+        addresses: set[int] = set()
+        for layer, own in layers.items():
+            for name, tensor in own.items():
+                tensor = tensor.contiguous().cpu()
+                if tensor.data_ptr() in addresses:
+                    tensor = tensor.clone()  # layers that read the same input share their scale; a file cannot
+                addresses.add(tensor.data_ptr())
+                tensors[f"{layer}{_SEPARATOR}{name}"] = tensor
         path = self._path(block)
         beside = path.with_suffix(".tmp")
         try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,16 +12,25 @@ import torch
 from transformers import AutoConfig
 
 from mmq_kernels import __version__
-from mmq_kernels.checkpoint.folder import check_target, disk_bytes
-from mmq_kernels.checkpoint.loading import load, load_processor, local_folder
+from mmq_kernels.checkpoint.errors import CheckpointError
+from mmq_kernels.checkpoint.folder import check_target, disk_bytes, read_config
+from mmq_kernels.checkpoint.format import KEY
+from mmq_kernels.checkpoint.loading import (
+    chosen_dtype,
+    load,
+    load_processor,
+    local_folder,
+    read_generation_config,
+)
 from mmq_kernels.checkpoint.partial import PartialRun
 from mmq_kernels.checkpoint.saving import save
 from mmq_kernels.checkpoint.shards import Folder
+from mmq_kernels.checkpoint.streamed import Streamed, Unfit
 from mmq_kernels.checkpoint.streaming import quantize_folder
 from mmq_kernels.models import quantize_model
 from mmq_kernels.nn import QuantLinear
 from mmq_kernels.quantize import GptqSettings, Recipe
-from mmq_kernels.quantize.sequential import Batch, Progress
+from mmq_kernels.quantize.sequential import Batch, Hold, Progress, in_memory
 
 
 class Calibration(Protocol):
@@ -46,8 +56,9 @@ def quantize_checkpoint(
 ) -> dict[str, Any]:
     """Quantize the model in `source` and write the checkpoint `out`.
 
-    A recipe of uniform and rtn alone streams through the tensors of a local folder and never holds the model. With
-    gptq the model is loaded, and every finished block is kept in ``OUT.partial`` until the checkpoint stands.
+    A recipe of uniform and rtn alone streams through the tensors of a local folder. With gptq or awq, blocks of a local
+    folder are read, quantized and let go of one after the other, and each is kept in ``OUT.partial`` until the
+    checkpoint stands. So neither holds the model; what comes from the hub is loaded.
 
     Args:
         source: a folder or a hub name.
@@ -69,24 +80,26 @@ def quantize_checkpoint(
     if not recipe.calibrated and Path(source).is_dir():
         report = quantize_folder(source, out, recipe, progress=progress)
     else:
-        report = _quantize_loaded(source, recipe, Path(out), calibration, settings, resume, device, progress)
+        device = torch.device(device)
+        report = _quantize_calibrated(source, recipe, Path(out), calibration, settings, resume, device, progress)
     return {**report, "source_bytes": disk_bytes(source), "disk_bytes": disk_bytes(out)}
 
 
-def _quantize_loaded(
+def _quantize_calibrated(
     source: str | Path,
     recipe: Recipe,
     out: Path,
     calibration: Calibration | None,
     settings: GptqSettings,
     resume: bool,
-    device: torch.device | str,
+    device: torch.device,
     progress: Progress | None,
 ) -> dict[str, Any]:
     if recipe.calibrated and calibration is None:
         raise ValueError(f"gptq needs calibration data, got none ({recipe}); see --calibrate")
     processor = load_processor(source)
-    model: Any = load(source, device=device)
+    streamed = _streamed(source, device)
+    model: Any = streamed.model if streamed else load(source, device=device)
     batches = calibration.batches(model, processor) if calibration else ()
     identity = {
         "model": _identity(source),
@@ -96,34 +109,61 @@ def _quantize_loaded(
         "package": __version__,
     }
     run = PartialRun(out, identity, resume=resume)
-    report = quantize_model(model, recipe, batches, settings=settings, store=run, progress=progress)
-    _restore_dtypes(model, source)
-    save(model, out, recipe=str(recipe), source=source)
+    if streamed:
+        streamed.finished = run.load
+    hold = streamed.hold if streamed else in_memory
+    report = quantize_model(model, recipe, batches, settings=settings, store=run, hold=hold, progress=progress)
+    save(model, out, recipe=str(recipe), source=source, hold=_in_stored_dtypes(model, source, streamed))
     run.remove()
     return report.to_json()
 
 
-def _restore_dtypes(model: Any, source: str | Path) -> None:
-    """Give every parameter the dtype it is stored with in `source`: on the CPU, fp16 models are computed in fp32.
+def _streamed(source: str | Path, device: torch.device) -> Streamed | None:
+    """The model block by block; None where it has to be loaded: from the hub, or in another form than it runs in."""
+    path = local_folder(source)
+    if path is None:
+        return None
+    content = read_config(path)
+    if KEY in content:
+        raise CheckpointError(f"{source} is quantized already; give the unquantized model")
+    try:
+        streamed = Streamed(path, device, chosen_dtype(content.get("dtype", content.get("torch_dtype")), device, None))
+    except Unfit:
+        return None
+    read_generation_config(streamed.model, path)
+    return streamed
+
+
+def _in_stored_dtypes(model: Any, source: str | Path, streamed: Streamed | None) -> Hold:
+    """Holds modules with every parameter in the dtype it has in `source`: on the CPU, fp16 is computed in fp32.
 
     Exact: what was left alone holds values of that dtype, and a packed layer keeps its codes and scales.
     """
     folder = local_folder(source)
-    entries = Folder(folder).entries if folder else {}
+    entries = streamed.folder.entries if streamed else Folder(folder).entries if folder else {}
     default = AutoConfig.from_pretrained(source).dtype or model.dtype
     stored = {
         id(parameter): entries[name].dtype  # a tied parameter has two names and is stored under one
         for name, parameter in model.named_parameters(remove_duplicate=False)
         if name in entries
     }
-    for name, module in model.named_modules():
-        if isinstance(module, QuantLinear):
-            entry = entries.get(f"{name}.weight")
-            module.to(entry.dtype if entry else default)
-            continue
-        for parameter in module.parameters(recurse=False):
-            if parameter.is_floating_point():
-                parameter.data = parameter.data.to(stored.get(id(parameter), default))
+
+    @contextmanager
+    def hold(name: str) -> Iterator[None]:
+        with streamed.hold(name) if streamed else nullcontext():
+            module = model.get_submodule(name)
+            if isinstance(module, QuantLinear):
+                entry = entries.get(f"{name}.weight")
+                module.to(entry.dtype if entry else default)
+            else:
+                for own, parameter in module.named_parameters(recurse=False):
+                    if parameter.is_floating_point() and parameter.device.type != "meta":
+                        entry = entries.get(f"{name}.{own}" if name else own)
+                        dtype = entry.dtype if entry else stored.get(id(parameter), default)
+                        parameter.data = parameter.data.to(dtype)
+            yield
+
+    return hold
 
 
 def _identity(source: str | Path) -> str:

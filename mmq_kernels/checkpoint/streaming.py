@@ -22,6 +22,7 @@ from mmq_kernels.checkpoint.folder import (
     written_beside,
 )
 from mmq_kernels.checkpoint.format import KEY, Stored, describe
+from mmq_kernels.checkpoint.names import Names
 from mmq_kernels.checkpoint.shards import Folder, ShardWriter
 from mmq_kernels.checkpoint.skeleton import build_skeleton, is_derived, places, tied_names
 from mmq_kernels.models.plan import LayerPlan, make_plan
@@ -60,7 +61,7 @@ def quantize_folder(
     is one tensor with its fp32 copy and twice one output file.
 
     Args:
-        source: a folder of safetensors whose tensors have the names that the model's class gives them.
+        source: a folder of safetensors.
         out: does not exist, or is empty; appears whole or not at all.
         recipe: rtn and uniform rules only.
         progress: told (bytes done, bytes in all, name of the tensor).
@@ -85,6 +86,7 @@ def quantize_folder(
         raise CheckpointError(f"{source} is quantized already; give the unquantized model")
     folder = Folder(source)
     model = build_skeleton(source)
+    Names(model).rename(folder)
     plan = make_plan(model, recipe)
     aliases = tied_names(model)
     untied = untie_heads(model, plan.layers)

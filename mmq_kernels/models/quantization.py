@@ -12,7 +12,7 @@ from mmq_kernels.models.plan import make_plan
 from mmq_kernels.models.tied import untie_heads
 from mmq_kernels.quantize.gptq import GptqSettings
 from mmq_kernels.quantize.recipe import Recipe
-from mmq_kernels.quantize.sequential import Batch, BlockStore, LayerReport, Progress, quantize_stages
+from mmq_kernels.quantize.sequential import Batch, BlockStore, Hold, LayerReport, Progress, in_memory, quantize_stages
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ def quantize_model(
     *,
     settings: GptqSettings = GptqSettings(),  # noqa: B008 (frozen)
     store: BlockStore | None = None,
+    hold: Hold = in_memory,
     progress: Progress | None = None,
 ) -> QuantizationReport:
     """Replace the linears that a recipe selects by packed ones, in place.
@@ -59,6 +60,7 @@ def quantize_model(
         batches: calibration, keyword arguments of calls of `model`; needed by gptq.
         settings: of GPTQ.
         store: keeps finished blocks, so that a killed run can go on.
+        hold: brings a block's tensors in, for a model that is not all in memory.
         progress: told (blocks done, blocks in all, name).
 
     Raises:
@@ -72,7 +74,7 @@ def quantize_model(
         raise ValueError(f"gptq needs calibration batches, got none ({recipe})")
     model.eval()
     tied = set(untie_heads(model, plan.layers))
-    reports = quantize_stages(model, plan.stages, batches, settings=settings, store=store, progress=progress)
+    reports = quantize_stages(model, plan.stages, batches, settings=settings, store=store, hold=hold, progress=progress)
     reports = [
         replace(r, note=f"{r.note} untied from the embedding, which keeps its weights".strip()) if r.name in tied else r
         for r in reports

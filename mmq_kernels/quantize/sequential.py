@@ -8,6 +8,7 @@ quantized, and run again for what the next block gets to see (walk.py). One bloc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
@@ -21,8 +22,16 @@ from mmq_kernels.quantize.gptq import GptqSettings, gptq, weighted_error
 from mmq_kernels.quantize.recipe import CALIBRATED
 from mmq_kernels.quantize.rtn import Quantized, quantize_weight
 from mmq_kernels.quantize.walk import Batch, Job, SharedHessian, Stage, Walk, record, without_cache
+from mmq_kernels.spec import QuantSpec
 
 Progress = Callable[[int, int, str], None]
+Hold = Callable[[str], AbstractContextManager[None]]
+"""A context in which the tensors of the block of that name are in memory."""
+
+
+def in_memory(block: str) -> AbstractContextManager[None]:
+    """Of a model that is in memory anyway."""
+    return nullcontext()
 
 
 @dataclass(frozen=True)
@@ -56,11 +65,15 @@ class LayerReport:
         return asdict(self)
 
 
+Finished = tuple[dict[str, dict[str, Tensor]], list[LayerReport]]
+"""Of a finished block: the tensors of each layer, and of what took their scales, by name; and the layers' reports."""
+
+
 class BlockStore(Protocol):
     """Where finished blocks are kept, so that a killed run goes on behind the last of them."""
 
-    def load(self, block: str) -> tuple[dict[str, dict[str, Tensor]], list[LayerReport]] | None:
-        """Tensors of each layer of a finished block, and of what took their scales, and the reports; or None."""
+    def load(self, block: str) -> Finished | None:
+        """A finished block, or None."""
 
     def save(self, block: str, layers: dict[str, dict[str, Tensor]], reports: list[LayerReport]) -> None:
         """Keep a finished block."""
@@ -73,6 +86,7 @@ def quantize_stages(
     *,
     settings: GptqSettings = GptqSettings(),  # noqa: B008 (frozen)
     store: BlockStore | None = None,
+    hold: Hold = in_memory,
     progress: Progress | None = None,
 ) -> list[LayerReport]:
     """Replace the layers of all jobs in `model` by `QuantLinear`s.
@@ -83,6 +97,7 @@ def quantize_stages(
         batches: calibration, keyword arguments of `model`; may be empty where no job needs data.
         settings: of GPTQ.
         store: finished blocks are taken from and put into it.
+        hold: brings a block's tensors in, for a model that is not all in memory.
         progress: told (blocks done, blocks in all, name) after each block.
 
     Returns:
@@ -100,27 +115,30 @@ def quantize_stages(
             for index, (block, jobs) in enumerate(zip(stage.blocks, stage.jobs, strict=True)):
                 if stage.needs_data and batches and (walk is None or index == walk.end):
                     walk = record(model, stage, batches, index)
-                finished = store.load(block) if store else None
-                if finished is not None:
-                    layers, rows = finished
-                    _install(model, jobs, layers)
-                else:
-                    hessians = walk.hessians(model, index, jobs) if walk else {}
-                    scales = _search_scales(model, walk, index, jobs, hessians) if walk else {}
-                    rows = [_quantize_layer(model, job, hessians, scales, settings) for job in jobs]
-                    if store:
-                        changed = dict.fromkeys(
-                            [row.name for row in rows] + [r.folded_into for r in rows if r.folded_into]
-                        )
-                        store.save(block, {name: _tensors(model, name) for name in changed}, rows)
-                    del hessians
-                reports += rows
-                if walk:
-                    walk.advance(model, index)
+                with hold(block):
+                    finished = store.load(block) if store else None
+                    if finished is not None:
+                        install(model, *finished)
+                        rows = finished[1]
+                    else:
+                        rows = _quantize_block(model, walk, index, jobs, settings)
+                        if store:
+                            store.save(block, _tensors(model, rows), rows)
+                    reports += rows
+                    if walk:
+                        walk.advance(model, index)
                 done += 1
                 if progress:
                     progress(done, total, block)
     return reports
+
+
+def _quantize_block(
+    model: nn.Module, walk: Walk | None, index: int, jobs: Sequence[Job], settings: GptqSettings
+) -> list[LayerReport]:
+    hessians = walk.hessians(model, index, jobs) if walk else {}
+    scales = _search_scales(model, walk, index, jobs, hessians) if walk else {}
+    return [_quantize_layer(model, job, hessians, scales, settings) for job in jobs]
 
 
 # --- one layer --------------------------------------------------------------------------------------------------------
@@ -264,21 +282,29 @@ def _linear(model: nn.Module, name: str) -> nn.Linear:
     return layer
 
 
-def _tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
-    module = model.get_submodule(name)
-    own = {key: parameter.detach() for key, parameter in module.named_parameters(recurse=False)}
-    return {**own, **module.on_disk()} if isinstance(module, QuantLinear) else own
-
-
-def _install(model: nn.Module, jobs: Sequence[Job], stored: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Put stored layers, and what took their scales, into the model."""
-    specs = {job.name: job.spec for job in jobs}
-    for name, tensors in stored.items():
+def _tensors(model: nn.Module, reports: Sequence[LayerReport]) -> dict[str, dict[str, Tensor]]:
+    """By name the tensors of the layers, and of what took their scales."""
+    names = dict.fromkeys([row.name for row in reports] + [row.folded_into for row in reports if row.folded_into])
+    found: dict[str, dict[str, Tensor]] = {}
+    for name in names:
         module = model.get_submodule(name)
+        found[name] = {key: parameter.detach() for key, parameter in module.named_parameters(recurse=False)}
+        if isinstance(module, QuantLinear):
+            found[name] |= module.on_disk()
+    return found
+
+
+def install(model: nn.Module, tensors: Mapping[str, Mapping[str, Tensor]], reports: Sequence[LayerReport]) -> None:
+    """Put a finished block's layers, and what took their scales, into the model; layers that are there are left."""
+    specs = {row.name: QuantSpec(row.bits, row.group_size, row.symmetric) for row in reports}
+    for name, stored in tensors.items():
+        module = model.get_submodule(name)
+        if isinstance(module, QuantLinear):
+            continue
         if name in specs:
             linear = _linear(model, name)
-            own = {key: tensor.to(linear.weight.device) for key, tensor in tensors.items()}
+            own = {key: tensor.to(linear.weight.device) for key, tensor in stored.items()}
             model.set_submodule(name, QuantLinear.from_tensors(own, specs[name], dtype=linear.weight.dtype))
         else:
-            for key, tensor in tensors.items():
+            for key, tensor in stored.items():
                 module.get_parameter(key).data.copy_(tensor)

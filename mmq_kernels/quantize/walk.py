@@ -3,15 +3,15 @@
 One pass over the batches notes the calls of a chain of blocks, each of which is fed by the one before it; then blocks
 can be run one by one, as they are at the time, each on what those before it have made of the batches. That pass runs
 the first block alone: what else a block is called with does not depend on what those before it computed. (Where that
-block changes the shape of the hidden states, nothing of the kind is taken for granted, and all blocks run.) Where a model
-does something to the hidden states between two blocks (Qwen3-VL adds features of its vision tower there), the chain
-ends, and the next begins with a pass of its own. Recorded activations stay on the CPU.
+block changes the shape of the hidden states, nothing of the kind is taken for granted, and all blocks run.) Where a
+model does something to the hidden states between two blocks (Qwen3-VL adds features of its vision tower there), the
+chain ends, and the next begins with a pass of its own. Recorded activations stay on the CPU.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -189,10 +189,10 @@ def record(model: nn.Module, stage: Stage, batches: Sequence[Batch], start: int 
     last_output: list[Any] = [None]
     first_shape: list[Any] = [None, None]
 
-    def pass_on(block: nn.Module) -> Callable[..., Any]:
+    def pass_on(run: Callable[..., Any]) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
             if first_shape[0] != first_shape[1]:
-                return block(*args, **kwargs)
+                return run(*args, **kwargs)
             slot = _slot(args, kwargs)
             hidden = args[slot] if isinstance(slot, int) else kwargs[slot]
             return hidden if isinstance(last_output[0], Tensor) else (hidden, *last_output[0][1:])
@@ -232,34 +232,35 @@ def record(model: nn.Module, stage: Stage, batches: Sequence[Batch], start: int 
         return hook
 
     with ExitStack() as ended:
+        ended.enter_context(_forwards_kept(model))
         for index, name in enumerate(stage.blocks[start:], start):
             block = model.get_submodule(name)
             if stage.once and index > start:
-                model.set_submodule(name, _StandIn(block, pass_on(block)))
-                ended.callback(model.set_submodule, name, block)
-                block = model.get_submodule(name)
+                block.forward = pass_on(block.forward)  # type: ignore[method-assign]
             for handle in (
                 block.register_forward_pre_hook(enter(index), with_kwargs=True),
                 block.register_forward_hook(leave(index)),
             ):
                 ended.callback(handle.remove)
         for batch in batches:
-            with suppress(_StageDone):
+            with suppress(_StageDone), _forwards_kept(model):
                 model(**{key: v.to(device) if isinstance(v, Tensor) else v for key, v in batch.items()})
             moved.clear()
             last_output[0] = None
     return Walk(stage, calls, ends[0], device)
 
 
-class _StandIn(nn.Module):
-    """In the place of a block, with another forward; all else that is asked of it is the block's."""
-
-    def __init__(self, block: nn.Module, forward: Callable[..., Any]) -> None:
-        super().__init__()
-        self.__dict__ |= {"_block": block, "forward": forward}
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_block"], name)
+@contextmanager
+def _forwards_kept(model: nn.Module) -> Iterator[None]:
+    """Takes back what is assigned to the forwards of modules: by transformers 4 too, and it forgets on exceptions."""
+    before = [(module, module.__dict__.get("forward")) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, forward in before:
+            module.__dict__.pop("forward", None)
+            if forward is not None:
+                module.__dict__["forward"] = forward
 
 
 def _slot(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int | str:
