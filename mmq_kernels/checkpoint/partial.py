@@ -65,7 +65,7 @@ class PartialRun:
             reports = [LayerReport(**row) for row in json.loads(file.metadata()["reports"])]
             for key in file.keys():  # noqa: SIM118 (no mapping)
                 layer, name = key.split(_SEPARATOR)
-                layers.setdefault(layer, {})[name] = file.get_tensor(key)
+                layers.setdefault(layer, {})[name] = file.get_tensor(key).clone()
         return layers, reports
 
     def save(self, block: str, layers: dict[str, dict[str, Tensor]], reports: list[LayerReport]) -> None:

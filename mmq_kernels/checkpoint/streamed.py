@@ -69,7 +69,7 @@ class Streamed:
                     module._buffers[name] = buffer.to(device)
         for block in self._blocks:
             module = self.model.get_submodule(block)
-            module.forward = self._holding(block, module.forward)  # type: ignore[method-assign]
+            module.forward = self._holding(block, module)  # type: ignore[method-assign]
 
     @contextmanager
     def hold(self, name: str) -> Iterator[None]:
@@ -80,11 +80,14 @@ class Streamed:
         finally:
             self._leave(name)
 
-    def _holding(self, block: str, run: Callable[..., Any]) -> Callable[..., Any]:
+    def _holding(self, block: str, module: nn.Module) -> Callable[..., Any]:
+        run = module.forward
+
         @wraps(run)
         def forward(*args: Any, **kwargs: Any) -> Any:
             with self.hold(block):
-                return run(*args, **kwargs)
+                now = self.model.get_submodule(block)  # a linear that is a block of its own may be packed by now
+                return run(*args, **kwargs) if now is module else now(*args, **kwargs)
 
         return forward
 

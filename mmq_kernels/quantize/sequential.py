@@ -21,7 +21,7 @@ from mmq_kernels.quantize.folding import find_producer, fold
 from mmq_kernels.quantize.gptq import GptqSettings, gptq, weighted_error
 from mmq_kernels.quantize.recipe import CALIBRATED
 from mmq_kernels.quantize.rtn import Quantized, quantize_weight
-from mmq_kernels.quantize.walk import Batch, Job, SharedHessian, Stage, Walk, record, without_cache
+from mmq_kernels.quantize.walk import Batch, Job, SharedHessian, Stage, Walk, frozen, record, without_cache
 from mmq_kernels.spec import QuantSpec
 
 Progress = Callable[[int, int, str], None]
@@ -109,7 +109,7 @@ def quantize_stages(
     batches = list(batches)
     total, done = sum(len(stage.blocks) for stage in stages), 0
     reports: list[LayerReport] = []
-    with torch.no_grad(), without_cache(model):
+    with torch.no_grad(), without_cache(model), frozen(model):
         for stage in stages:
             walk: Walk | None = None
             for index, (block, jobs) in enumerate(zip(stage.blocks, stage.jobs, strict=True)):

@@ -291,3 +291,16 @@ class without_cache:
     def __exit__(self, *error: object) -> None:
         for config, value in self._before:
             config.use_cache = value
+
+
+@contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter wants a gradient for a while: torch's matmul takes other paths where one does, no_grad or not."""
+    before = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in before:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in before:
+            parameter.requires_grad_(True)
