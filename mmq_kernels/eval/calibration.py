@@ -1,13 +1,16 @@
 """Calibration batches: seeded samples of a task's training split, as the model will see that task.
 
 The language model reads the references too, so that it is calibrated on captions and answers and not on prompts
-alone. An image-text-matching model is called both ways on each batch, so that every layer of its Q-Former sees data.
+alone. BLIP-2 gets what its own protocol gives it; its image-text-matching model is called both ways on each batch, so
+that every layer of its Q-Former sees data. Every other model gets what its processor makes of image and text, by its
+chat template where it has one; a language model alone the text, a vision model alone the image.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,11 +19,14 @@ import torch
 
 from mmq_kernels.eval.datasets import TASKS, CaptionSample, VqaSample, calibration_samples
 from mmq_kernels.eval.errors import ModelMismatch
-from mmq_kernels.eval.images import PixelStore
+from mmq_kernels.eval.images import PixelStore, open_image
 from mmq_kernels.eval.protocol import clean_caption, protocol_for
 
 BATCH = 8
 """Samples a calibration batch holds."""
+
+DESCRIBE, SHORTLY = "Describe the image in one sentence.", "Answer in a word or two."
+"""What is asked of models that have no protocol of their own."""
 
 
 @dataclass(frozen=True)
@@ -89,19 +95,32 @@ class CalibrationSource:
         batches: list[dict[str, Any]] = []
         pixels = PixelStore(processor)
         for source in self.data:
-            _check(model, source.task)
-            build = _matching if source.task == "retrieval" else _generative
+            build = _builder(model, source.task)
             samples = source.drawn()
             for start in range(0, len(samples), BATCH):
                 batches += build(model, processor, pixels, source, samples[start : start + BATCH])
         return batches
 
 
-def _check(model: Any, task: str) -> None:
-    retrieval = hasattr(model, "itm_head")
-    if retrieval != (task == "retrieval"):
-        wanted = "retrieval" if retrieval else "caption or vqa"
+Builder = Callable[[Any, Any, PixelStore, CalibrationData, Sequence[Any]], list[dict[str, Any]]]
+
+
+def _builder(model: Any, task: str) -> Builder:
+    """What makes batches of a task for a model.
+
+    Raises:
+        ModelMismatch: for a task that the model cannot do.
+    """
+    blip2, dual = model.config.model_type == "blip-2", hasattr(model, "logit_scale")
+    if hasattr(model, "itm_head") or dual:
+        fits, wanted = task == "retrieval", "retrieval"
+    else:
+        fits, wanted = task != "retrieval", "caption or vqa"
+    if not fits:
         raise ModelMismatch(f"{type(model).__name__} is calibrated on task {wanted}, got {task!r}")
+    if not blip2:
+        return _processed
+    return _matching if task == "retrieval" else _generative
 
 
 def _pairs(source: CalibrationData, samples: Sequence[Any]) -> list[tuple[Path, str]]:
@@ -149,6 +168,41 @@ def _matching(
         ids, mask = torch.cat([front, ids], 1), torch.cat([torch.ones_like(front), mask], 1)
     batch = _like({"pixel_values": pixels([s.image for s in samples]), "input_ids": ids, "attention_mask": mask}, model)
     return [{**batch, "use_image_text_matching_head": match} for match in (False, True)]
+
+
+def _processed(
+    model: Any, processor: Any, pixels: PixelStore, source: CalibrationData, samples: Sequence[Any]
+) -> list[dict[str, Any]]:
+    """What the model's own processor makes of images and texts, for whichever of both it takes."""
+    images, texts = [[open_image(s.image)] for s in samples], [_said(processor, source, s) for s in samples]
+    if hasattr(processor, "image_processor") and hasattr(processor, "tokenizer"):
+        made = processor(images=images, text=texts, padding=True, return_tensors="pt")
+    elif hasattr(processor, "image_mean") or hasattr(processor, "rescale_factor"):
+        made = processor(images=[image for (image,) in images], return_tensors="pt")
+    else:
+        if processor.pad_token is None:
+            processor.pad_token = processor.eos_token
+        made = processor(texts, padding=True, return_tensors="pt")
+    taken = inspect.signature(model.forward).parameters
+    batch = {key: value for key, value in made.items() if key in taken and isinstance(value, torch.Tensor)}
+    return [{key: value.to(model.dtype) if value.is_floating_point() else value for key, value in batch.items()}]
+
+
+def _said(processor: Any, source: CalibrationData, sample: Any) -> str:
+    """One sample as a conversation: what is asked about the image, and the reference as the answer."""
+    if source.task == "vqa":
+        asked, answer = f"{sample.question} {SHORTLY}", sample.common_answer
+    else:
+        asked, answer = DESCRIBE, sample.references[0]
+    if source.task == "retrieval" or not hasattr(processor, "image_processor"):
+        return answer if source.task != "vqa" else f"{asked} {answer}"
+    if getattr(processor, "chat_template", None):
+        said = [
+            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]},
+            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
+        ]
+        return processor.apply_chat_template(said, tokenize=False)
+    return f"{getattr(processor, 'image_token', '<image>')}\n{asked} {answer}"
 
 
 def _like(batch: dict[str, Any], model: Any) -> dict[str, Any]:
