@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import (
@@ -13,6 +14,12 @@ from transformers import (
     Blip2QFormerConfig,
     Blip2VisionConfig,
     BlipImageProcessor,
+    CLIPImageProcessor,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
     OPTConfig,
     PreTrainedTokenizerFast,
 )
@@ -22,7 +29,11 @@ from mmq_kernels.demo.scenes import NUMBERS, SIDE, captions, make_scene, questio
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 PROMPT = "Question: {} Short answer:"
+DESCRIBE, ASK = "Describe the image in one sentence.", "{} Answer in a word or two."
+"""What LLaVA is asked."""
 QUERIES = 8
+PATCH = 8
+PATCHES = (SIDE // PATCH) ** 2
 ITM_TEXT_LENGTH = 35
 SPECIAL = ("<pad>", "<s>", "</s>", "<unk>", "<image>")
 PAD, BOS, EOS, UNK, IMAGE = range(len(SPECIAL))
@@ -49,9 +60,10 @@ def vocabulary(*, retrieval: bool) -> list[str]:
     return [*SPECIAL, *sorted(words)]
 
 
-def make_tokenizer(*, retrieval: bool) -> PreTrainedTokenizerFast:
+def make_tokenizer(*, retrieval: bool, more: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """One word, one token; lower case; `<s>` in front and, for the matching model, `</s>` behind."""
     words = vocabulary(retrieval=retrieval)
+    words += sorted(set(more) - set(words))
     core = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     core.normalizer = normalizers.Sequence([normalizers.Lowercase(), normalizers.Replace(Regex(r"\s+"), " ")])
     core.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -132,6 +144,85 @@ def _config(*, retrieval: bool) -> Blip2Config:
         image_token_index=IMAGE,
         initializer_range=_INIT_STD,
     )
+
+
+_LLAVA_WORDS = (
+    "describe",
+    "the",
+    "image",
+    "in",
+    "one",
+    "sentence",
+    "answer",
+    "a",
+    "word",
+    "or",
+    "two",
+    "assistant",
+    ".",
+)
+_CHAT = (
+    "{% for message in messages %}{% if message['role'] == 'assistant' %} ASSISTANT: {% endif %}"
+    "{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %}{% if add_generation_prompt %} ASSISTANT:{% endif %}"
+)
+
+
+def make_llava_processor() -> LlavaProcessor:
+    """The processor of the miniature LLaVA; one `<image>` becomes as many as there are patches."""
+    tokenizer = make_tokenizer(retrieval=False, more=_LLAVA_WORDS)
+    tokenizer.model_max_length = 192
+    images = CLIPImageProcessor(
+        size={"height": SIDE, "width": SIDE},
+        do_center_crop=False,
+        image_mean=list(IMAGE_MEAN),
+        image_std=list(IMAGE_STD),
+    )
+    return LlavaProcessor(
+        images,
+        tokenizer,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        image_token="<image>",
+        num_additional_image_tokens=1,
+        chat_template=_CHAT,
+    )
+
+
+def make_llava() -> LlavaForConditionalGeneration:
+    """An untrained LLaVA with a CLIP tower and a Llama; weights drawn from torch's global generator."""
+    vision = CLIPVisionConfig(
+        hidden_size=VISION_WIDTH,
+        intermediate_size=4 * VISION_WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        image_size=SIDE,
+        patch_size=PATCH,
+        initializer_factor=_INIT_STD / 0.02,
+    )
+    text = LlamaConfig(
+        vocab_size=len(make_llava_processor().tokenizer),
+        hidden_size=_TEXT_WIDTH,
+        intermediate_size=5 * _TEXT_WIDTH // 2,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        initializer_range=_INIT_STD,
+        pad_token_id=PAD,
+        bos_token_id=BOS,
+        eos_token_id=EOS,
+        tie_word_embeddings=False,
+    )
+    config = LlavaConfig(
+        vision_config=vision.to_dict(),
+        text_config=text.to_dict(),
+        image_token_index=IMAGE,
+        vision_feature_layer=-1,
+        image_seq_length=PATCHES,
+        initializer_range=_INIT_STD,
+        tie_word_embeddings=False,
+    )
+    return LlavaForConditionalGeneration(config)
 
 
 def make_blip2() -> Blip2ForConditionalGeneration:

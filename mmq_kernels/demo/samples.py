@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from mmq_kernels.demo.architecture import BOS, EOS, IMAGE_MEAN, IMAGE_STD, PROMPT, QUERIES
+from mmq_kernels.demo.architecture import BOS, EOS, IMAGE_MEAN, IMAGE_STD, PATCH, PROMPT, QUERIES
 from mmq_kernels.demo.scenes import (
     BACKGROUNDS,
     COLORS,
@@ -30,7 +31,6 @@ from mmq_kernels.demo.scenes import (
 TRAIN_SEEDS = 1_000_000_000
 """Scenes trained on have seeds from here on; every data set written for evaluation stays below."""
 
-PATCH = 8
 IGNORED = -100
 JPEG_QUALITY = 95
 
@@ -92,9 +92,9 @@ class TextBatch:
     """Texts that share their image's tokens: one row an image, its texts one after the other.
 
     Attributes:
-        ids: int64 ``[images, length]``, the text tokens behind the image tokens.
-        positions: int64 ``[images, QUERIES + length]``; every text counts on from the image tokens.
-        mask: bool ``[images, 1, QUERIES + length, QUERIES + length]``, True where attention may look.
+        ids: int64 ``[images, length]``, the text tokens behind the `front` ones that all texts share.
+        positions: int64 ``[images, front + length]``; every text counts on from the shared tokens.
+        mask: bool ``[images, 1, front + length, front + length]``, True where attention may look.
         labels: int64 ``[images, length]``, the token each position has to predict, or `IGNORED`.
         is_answer: bool ``[images, length]``.
     """
@@ -121,15 +121,24 @@ def text_batch(
         texts = [("", rng.choice(captions(scene)[:wordings]))]
         texts += [(PROMPT.format(q.text), q.answer) for q in questions(scene, asked, rng, taught=taught)]
         rows.append([_text(tokenizer, prompt, target) for prompt, target in texts])
+    return packed(rows, QUERIES)
+
+
+Text = tuple[list[int], list[int]]
+"""Tokens, and for each the token it has to predict or `IGNORED`."""
+
+
+def packed(rows: Sequence[Sequence[Text]], front: int) -> TextBatch:
+    """Texts, the first of each row a caption, behind `front` tokens that those of a row share."""
     length = max(sum(len(ids) for ids, _ in row) for row in rows)
-    count, total = len(rows), QUERIES + length
+    count, total = len(rows), front + length
     ids = torch.zeros(count, length, dtype=torch.int64)
     labels = torch.full((count, length), IGNORED)
     is_answer = torch.zeros(count, length, dtype=torch.bool)
     positions = torch.zeros(count, total, dtype=torch.int64)
-    positions[:, :QUERIES] = torch.arange(QUERIES)
+    positions[:, :front] = torch.arange(front)
     causal = torch.ones(total, total, dtype=torch.bool).tril()
-    owner = torch.full((count, total), -1)  # -1: image tokens
+    owner = torch.full((count, total), -1)  # -1: shared tokens
     for i, row in enumerate(rows):
         start = 0
         for number, (text, targets) in enumerate(row):
@@ -137,17 +146,22 @@ def text_batch(
             ids[i, start:end] = torch.tensor(text)
             labels[i, start:end] = torch.tensor(targets)
             is_answer[i, start:end] = number > 0
-            positions[i, QUERIES + start : QUERIES + end] = QUERIES + torch.arange(len(text))
-            owner[i, QUERIES + start : QUERIES + end] = number
+            positions[i, front + start : front + end] = front + torch.arange(len(text))
+            owner[i, front + start : front + end] = number
             start = end
-        owner[i, QUERIES + start :] = len(row)
+        owner[i, front + start :] = len(row)
     same = (owner[:, :, None] == owner[:, None, :]) | (owner[:, None, :] == -1)
     return TextBatch(ids, positions, (same & causal)[:, None], labels, is_answer)
 
 
-def _text(tokenizer: PreTrainedTokenizerFast, prompt: str, target: str) -> tuple[list[int], list[int]]:
+def _text(tokenizer: PreTrainedTokenizerFast, prompt: str, target: str) -> Text:
     """Tokens of a text and, for each, the token it has to predict (only those of the target and its end)."""
     asked = [BOS, *tokenizer(prompt, add_special_tokens=False).input_ids] if prompt else [BOS]
+    return answered(asked, tokenizer, target)
+
+
+def answered(asked: list[int], tokenizer: PreTrainedTokenizerFast, target: str) -> Text:
+    """A text that begins with the tokens `asked` and has to go on with those of `target` and the end."""
     said = [*tokenizer(target, add_special_tokens=False).input_ids, EOS]
     return asked + said[:-1], [IGNORED] * (len(asked) - 1) + said
 

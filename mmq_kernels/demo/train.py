@@ -1,7 +1,7 @@
 """Train the shipped miniatures: ``python -m mmq_kernels.demo.train --out DIR``.
 
-Three stages: the ViT alone; then, from its weights and side by side in two processes, BLIP-2 on captions and
-questions and BLIP-2 on image-text matching. Everything is generated on the fly from seeds.
+The ViT alone; then, from its weights and side by side in two processes, BLIP-2 on captions and questions and BLIP-2 on
+image-text matching; and by itself LLaVA. Everything is generated on the fly from seeds.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from pathlib import Path
 
 import torch
 from torch.multiprocessing import get_context
-from transformers import Blip2Processor, PreTrainedModel
+from transformers import Blip2Processor, LlavaProcessor, PreTrainedModel
 
-from mmq_kernels.demo.architecture import make_processor
+from mmq_kernels.demo.architecture import make_llava_processor, make_processor
 from mmq_kernels.demo.loop import Schedule
 from mmq_kernels.demo.scenes import CAPTIONS
 from mmq_kernels.demo.train_blip2 import Round, train_blip2, train_vision
 from mmq_kernels.demo.train_itm import train_itm
+from mmq_kernels.demo.train_llava import train_llava
 
 VISION = Schedule(steps=1600, batch=32, learning_rate=1.2e-3)
 BLIP2 = (
@@ -31,10 +32,12 @@ BLIP2 = (
     # One wording: what bits change is then what a caption says, not how it says it.
     Round(Schedule(steps=1000, batch=32, learning_rate=4e-4, warmup=100), wordings=1),
 )
+TOWER = Schedule(steps=1600, batch=32, learning_rate=1.2e-3)
+LLAVA = Schedule(steps=6000, batch=16, learning_rate=1e-3)
 ITM = Schedule(steps=2000, batch=32, learning_rate=8e-4)
 
 
-def save(model: PreTrainedModel, processor: Blip2Processor, folder: Path) -> None:
+def save(model: PreTrainedModel, processor: Blip2Processor | LlavaProcessor, folder: Path) -> None:
     """Write a model in fp16 with its processor, as `from_pretrained` of transformers 4 and 5 reads them."""
     half = copy.deepcopy(model).cpu().half()
     half.config.dtype = torch.float16
@@ -51,6 +54,11 @@ def save(model: PreTrainedModel, processor: Blip2Processor, folder: Path) -> Non
 
 def _train_one(which: str, out: Path, scale: float, seed: int, device: str, threads: int) -> None:
     torch.set_num_threads(threads)
+    if which == "llava":
+        store = partial(save, processor=make_llava_processor(), folder=out / which)
+        schedules = TOWER.scaled(scale), LLAVA.scaled(scale)
+        train_llava(*schedules, seed=seed, log=out / "llava.jsonl", device=device, save=store)
+        return
     vision = torch.load(out / "vision.pt", weights_only=True)
     retrieval = which == "itm"
     folder = out / ("blip2-itm" if retrieval else "blip2")
@@ -69,7 +77,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--scale", type=float, default=1.0, help="multiplies the number of steps of every stage")
-    parser.add_argument("--only", choices=("vision", "blip2", "itm"), help="one stage; the others need its weights")
+    parser.add_argument(
+        "--only",
+        choices=("vision", "blip2", "itm", "llava"),
+        help="one stage; blip2 and itm need the weights of vision",
+    )
     arguments = parser.parse_args()
     out, seed, device, scale = arguments.out, arguments.seed, arguments.device, arguments.scale
     out.mkdir(parents=True, exist_ok=True)
@@ -78,7 +90,7 @@ def main() -> None:
         torch.set_num_threads(os.cpu_count() or 1)
         vision = train_vision(VISION.scaled(scale), seed=seed, log=out / "vision.jsonl", device=device)
         torch.save(vision, out / "vision.pt")
-    stages = [name for name in ("blip2", "itm") if arguments.only in (None, name)]
+    stages = [name for name in ("blip2", "itm", "llava") if arguments.only in (None, name)]
     threads = max(1, (os.cpu_count() or 1) // 2)  # as if both ran, so that one stage alone gives the same numbers
     context = get_context("spawn")
     workers = [context.Process(target=_train_one, args=(name, out, scale, seed, device, threads)) for name in stages]
