@@ -28,6 +28,7 @@ import torch
 from PIL import Image
 from tables import RESULTS
 from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
 from transformers import (
     Blip2ForConditionalGeneration,
     Blip2Processor,
@@ -66,13 +67,18 @@ def processor() -> Blip2Processor:
 
 
 def build(folder: Path) -> dict[str, Any]:
-    """Write the unquantized model tensor by tensor, without ever holding it."""
+    """Write the unquantized model."""
+    return write_random(lambda: Blip2ForConditionalGeneration(blip2_config()), folder / "source", processor())
+
+
+def write_random(make: Callable[[], nn.Module], out: Path, its_processor: Any = None) -> dict[str, Any]:
+    """A model with random weights, written tensor by tensor without ever holding it."""
     with parameters_on_meta():
-        model = Blip2ForConditionalGeneration(blip2_config())
+        model = make()
     aliases = tied_names(model)
     generator = torch.Generator().manual_seed(0)
     weights = 0
-    with written_beside(folder / "source") as target:
+    with written_beside(out) as target:
         writer = ShardWriter(target, SHARD_BYTES)
         for name, place in places(model).items():
             if name in aliases:
@@ -84,8 +90,9 @@ def build(folder: Path) -> dict[str, Any]:
             weights += values.numel()
         writer.close()
         write_config(target, model, "bfloat16", describe({}))
-        processor().save_pretrained(target)
-    return {"weights": weights, "disk_bytes": disk_bytes(folder / "source")}
+        if its_processor is not None:
+            its_processor.save_pretrained(target)
+    return {"weights": weights, "disk_bytes": disk_bytes(out)}
 
 
 def quantize(folder: Path) -> dict[str, Any]:

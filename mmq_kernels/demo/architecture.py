@@ -219,7 +219,7 @@ def make_llava() -> LlavaForConditionalGeneration:
         image_token_index=IMAGE,
         vision_feature_layer=-1,
         image_seq_length=PATCHES,
-        initializer_range=_INIT_STD,
+        initializer_range=_INIT_STD,  # type: ignore[call-arg]
         tie_word_embeddings=False,
     )
     return LlavaForConditionalGeneration(config)
