@@ -5,6 +5,9 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 WORKERS ?= auto
+# What differs between the two lines of transformers: its classes, and how it loads and saves.
+BOTH_LINES ?= python_tests/models/test_families.py python_tests/checkpoint/test_pretrained.py
+TRANSFORMERS4 := "transformers==4.57.6" "huggingface_hub<1" "tokenizers<0.23" requests urllib3 charset-normalizer idna certifi
 OUT ?= gpu-out
 # A thread that waits gives its core away, which counts where other processes want it.
 export OMP_WAIT_POLICY ?= passive
@@ -30,13 +33,18 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(CSRC)
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
 	touch $@
 
+$(VENV)/.transformers4: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/transformers4 $(TRANSFORMERS4)
+	touch $@
+
 setup: $(VENV)/.installed  ## virtual environment, dependencies, compiled extension
 
 demo: setup  ## quantize the shipped trained VLMs, score them before and after, write demo-out/
 	$(BIN)/mmq demo --out demo-out $(ARGS)
 
-test: setup lint  ## linters, type checks and the test suite
+test: setup lint $(VENV)/.transformers4  ## linters, type checks and the test suite; models also under transformers 4
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	PYTHONPATH=$(VENV)/transformers4 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(BOTH_LINES)
 
 lint: setup
 	$(BIN)/ruff check .
