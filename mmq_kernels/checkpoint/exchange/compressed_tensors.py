@@ -212,7 +212,7 @@ def _checked(name: str, spec: QuantSpec, folder: Folder, padded: bool) -> Incomi
     words = _padded_words if padded else lambda count, bits: spec.words(count)
     expect(folder, packed, (n, words(k, spec.bits)), torch.int32)
     expect(folder, scale, (n, spec.groups(k)))
-    names = [packed, scale]
+    names = [packed, scale, shape]
     if not spec.symmetric:
         names.append(zero)
         if zero in folder.entries and folder.entries[zero].dtype == torch.int8:

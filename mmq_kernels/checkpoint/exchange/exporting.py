@@ -61,8 +61,9 @@ def export_folder(
         raise CheckpointError(f"{source} is not quantized; quantize it first (mmq quantize)")
     stored = parse(content[KEY], str(source / CONFIG)).layers
     folder, model = Folder(source), build_skeleton(source)
-    layers = {name: _layer(name, how, model, folder) for name, how in stored.items()}
-    left = [name for name in linear_names(model) if name not in layers]
+    found = {name: _layer(name, how, model, folder) for name, how in stored.items()}
+    layers = {name: found[name] for name in linear_names(model) if name in found}
+    left = [name for name in linear_names(model) if name not in found]
     _refuse_unfit(chosen, list(layers.values()), left, source)
     settings = chosen.settings(list(layers.values()), left)
     owners = {f"{name}.{own}": name for name in layers for own in ON_DISK}
