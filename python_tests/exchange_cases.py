@@ -56,7 +56,7 @@ def linears(model: nn.Module) -> dict[str, nn.Linear]:
     return {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and ".layer" in name or "block." in name and isinstance(module, nn.Linear)
+        if isinstance(module, nn.Linear) and any(part.isdigit() for part in name.split("."))
     }
 
 

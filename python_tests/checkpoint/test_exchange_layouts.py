@@ -205,9 +205,7 @@ def test_awq_settings_under_their_first_names(plain: Path, tmp_path: Path) -> No
     cases = [weight(32, k, 4, 16, False) for k in (64, 32)]
     source = foreign(plain, tmp_path / "a", awq, cases)
     edit_config(source, lambda content: content.pop("quantization_config"))
-    (source / "quant_config.json").write_text(
-        '{"w_bit": 4, "q_group_size": 16, "zero_point": true, "version": "GEMM"}'
-    )
+    (source / "quant_config.json").write_text('{"w_bit": 4, "q_group_size": 16, "zero_point": true, "version": "GEMM"}')
     import_folder(source, tmp_path / "b")
     assert_imported(tmp_path / "b", cases)
 

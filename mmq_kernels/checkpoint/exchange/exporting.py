@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from mmq_kernels.checkpoint.errors import CheckpointError
-from mmq_kernels.checkpoint.exchange.folders import linear_names, linear_of, rewrite, write_files
+from mmq_kernels.checkpoint.exchange.folders import in_model_order, linear_names, linear_of, rewrite, write_files
 from mmq_kernels.checkpoint.exchange.formats import FORMATS, Format
 from mmq_kernels.checkpoint.exchange.layers import Layer
 from mmq_kernels.checkpoint.folder import CONFIG, check_target, disk_bytes, read_config, written_beside
@@ -61,9 +61,8 @@ def export_folder(
         raise CheckpointError(f"{source} is not quantized; quantize it first (mmq quantize)")
     stored = parse(content[KEY], str(source / CONFIG)).layers
     folder, model = Folder(source), build_skeleton(source)
-    found = {name: _layer(name, how, model, folder) for name, how in stored.items()}
-    layers = {name: found[name] for name in linear_names(model) if name in found}
-    left = [name for name in linear_names(model) if name not in found]
+    layers = in_model_order({name: _layer(name, how, model, folder) for name, how in stored.items()}, model)
+    left = [name for name in linear_names(model) if name not in layers]
     _refuse_unfit(chosen, list(layers.values()), left, source)
     settings = chosen.settings(list(layers.values()), left)
     owners = {f"{name}.{own}": name for name in layers for own in ON_DISK}

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -15,6 +15,8 @@ from mmq_kernels.checkpoint.folder import CONFIG, GENERATION_CONFIG, write_proce
 from mmq_kernels.checkpoint.format import KEY
 from mmq_kernels.checkpoint.shards import Folder, ShardWriter
 from mmq_kernels.quantize.sequential import Progress
+
+T = TypeVar("T")
 
 
 def linear_of(model: nn.Module, name: str, folder: Folder) -> nn.Linear:
@@ -35,6 +37,12 @@ def linear_of(model: nn.Module, name: str, folder: Folder) -> nn.Linear:
 def linear_names(model: nn.Module) -> list[str]:
     """Every `nn.Linear` of a model."""
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+
+
+def in_model_order(layers: Mapping[str, T], model: nn.Module) -> dict[str, T]:
+    """The same, in the order in which the model has its modules, so that settings do not depend on the files."""
+    place = {name: i for i, name in enumerate(linear_names(model))}
+    return dict(sorted(layers.items(), key=lambda pair: place.get(pair[0], len(place))))
 
 
 def rewrite(

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mmq_kernels.checkpoint.errors import CheckpointError
-from mmq_kernels.checkpoint.exchange.folders import linear_names, linear_of, rewrite, write_files
+from mmq_kernels.checkpoint.exchange.folders import in_model_order, linear_of, rewrite, write_files
 from mmq_kernels.checkpoint.exchange.formats import FORMATS, format_of
 from mmq_kernels.checkpoint.exchange.layers import Incoming
 from mmq_kernels.checkpoint.folder import CONFIG, check_target, disk_bytes, read_config, written_beside
@@ -79,8 +79,7 @@ def import_folder(
         writer = ShardWriter(temporary, max_shard_bytes)
         rewrite(folder, owners, convert, writer, progress)
         writer.close()
-        ordered = {name: stored[name] for name in linear_names(model) if name in stored}
-        write_files(temporary, source, content, describe(ordered).model_dump(), None)
+        write_files(temporary, source, content, describe(in_model_order(stored, model)).model_dump(), None)
     return {
         "format": known.name,
         "layers": len(layers),
