@@ -91,7 +91,7 @@ def _refuse_unfit(chosen: Format, layers: Sequence[Layer], left: Sequence[str], 
     if not reasons:
         return
     able = [other.name for other in FORMATS.values() if not _reasons(other, layers, left)]
-    remedy = f"{' and '.join(able)} can" if able else "no other format here can either"
+    remedy = f"{', '.join(able)} can" if able else "no other format here can either"
     raise CheckpointError(f"{chosen.name} cannot carry {source}: {'; '.join(reasons)}. For all of it, {remedy}")
 
 
