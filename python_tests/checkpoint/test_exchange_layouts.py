@@ -143,7 +143,7 @@ def test_gptq(version: str, bits: int, group: int, order: bool, plain: Path, tmp
 
 
 def test_gptq_of_older_writers(plain: Path, tmp_path: Path) -> None:
-    """Settings in quantize_config.json alone, no g_idx, no version, zero biases where the model has none."""
+    """Settings in quantize_config.json alone, no g_idx, no version."""
     cases = [weight(32, k, 4, 16, False, lowest=1, symmetric=True) for k in (64, 32)]
     source = foreign(plain, tmp_path / "a", gptq(1), cases)
     edit_config(source, lambda content: content.pop("quantization_config"))
