@@ -17,6 +17,7 @@ from exchange_cases import (
     signed,
     tensors_of,
 )
+from tiny_families import TINY
 from tiny_vlms import make
 from torch import Tensor
 
@@ -168,6 +169,40 @@ def test_the_largest_field_of_version_1_is_zero_point_0(plain: Path, tmp_path: P
     settings = {"quant_method": "gptq", "bits": 4, "group_size": 16, "sym": False}
     import_folder(foreign(plain, tmp_path / "a", gptq(1), wrapped, **settings), tmp_path / "b")
     assert_imported(tmp_path / "b", cases)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl", "gemma3", "paligemma"])
+def test_folders_with_the_names_of_a_first_release(family: str, tmp_path: Path) -> None:
+    """`save_pretrained` writes those names; `load` wants the class's."""
+    model = TINY[family].make()
+    model.save_pretrained(tmp_path / "a")
+    disk = tensors_of(tmp_path / "a")
+    weights = {name: module.weight for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    cases = {}
+    for name, tensor in disk.items():
+        owner = next((own for own, known in weights.items() if torch.equal(known, tensor)), None)
+        if owner is not None and owner.endswith(("q_proj", "fc1", "down_proj")):
+            cases[name.removesuffix(".weight")] = (owner, weight(*tensor.shape, 4, 8, False))
+    assert any(old != new for old, (new, _) in cases.items()) and len(cases) >= 6
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        for old, (_, case) in cases.items():
+            del tensors[f"{old}.weight"]
+            tensors |= {f"{old}.{own}": tensor.contiguous() for own, tensor in gptq(0)(case).items()}
+
+    edit_tensors(tmp_path / "a", change)
+    settings = {"quant_method": "gptq", "checkpoint_format": "gptq_v2", "bits": 4, "group_size": 8, "sym": False}
+    edit_config(tmp_path / "a", lambda content: content.update(quantization_config=settings))
+    import_folder(tmp_path / "a", tmp_path / "b")
+    loaded = load(tmp_path / "b")
+    for new, case in cases.values():
+        dense = case["scale"].double()[:, case["g_idx"].long()] * (
+            case["codes"] - case["zero"][:, case["g_idx"].long()]
+        )
+        assert torch.equal(loaded.get_submodule(new).dequantize(), dense.float())
+    for name, parameter in loaded.named_parameters():
+        if not name.rpartition(".")[0].endswith(("q_proj", "fc1", "down_proj")):
+            assert torch.equal(parameter, model.get_parameter(name)), name
 
 
 # --- AWQ ------------------------------------------------------------------------------------------------------------

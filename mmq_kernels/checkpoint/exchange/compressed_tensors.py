@@ -1,15 +1,18 @@
 """compressed-tensors, format `pack-quantized`: our own words, and a config that names the layers of each width.
 
-=================== ======================== =======================================================================
-``weight_packed``    int32 ``[n, k*b/32]``    one LSB-first stream a row; a code is the signed value + ``2**(b-1)``
-``weight_scale``     ``[n, groups]``          of the model's dtype
-``weight_zero_point`` int32 ``[n*b/32, groups]`` asymmetric only, packed along n
-``weight_shape``     int64 ``[2]``            n, k
-=================== ======================== =======================================================================
+===================== ============================== ======================================================
+``weight_packed``      int32 ``[n, ceil(k*b/32)]``     one LSB-first stream a row; a code is the signed value
+                                                       plus ``2**(b-1)``
+``weight_scale``       ``[n, groups]``                 of the model's dtype
+``weight_zero_point``  int32 ``[ceil(n*b/32), groups]``  asymmetric only, packed along n
+``weight_shape``       int64 ``[2]``                   n, k
+===================== ============================== ======================================================
 
-Every width from 2 to 8, several in one file. Not carried: ragged last groups (its readers reshape a row into groups)
-and column orders (``actorder: group``, which version 0.19 removed). Files from before version 0.18 are read too: they
-pad 3, 5, 6 and 7 bits to ``32 // b`` codes a word, may store zero points as plain int8, and may have `weight_g_idx`.
+Every width from 2 to 8, several in one file. Its config then lists each layer by name: readers that call layers by
+other names than the file does rewrite names, but not expressions. Not carried: ragged last groups (readers reshape a
+row into groups) and column orders (``actorder: group``, which version 0.19 removed). Files from before version 0.18 are
+read too: they pad 3, 5, 6 and 7 bits to ``32 // b`` codes a word, may store zero points as plain int8, and may have
+`weight_g_idx`.
 
 Source: compressed-tensors 0.20, `compressors/pack_quantized` and `quantization/quant_args.py`.
 """
@@ -34,7 +37,6 @@ from mmq_kernels.checkpoint.exchange.layers import (
     spec_of,
     unpack_zero,
 )
-from mmq_kernels.checkpoint.exchange.names import patterns, stems
 from mmq_kernels.checkpoint.shards import Folder
 from mmq_kernels.spec import PER_CHANNEL, QuantSpec, ceil_div
 
@@ -69,25 +71,23 @@ class CompressedTensors:
         alike: dict[tuple[int, int, bool], list[str]] = {}
         for layer in layers:
             alike.setdefault((layer.spec.bits, _group_size(layer), layer.spec.symmetric), []).append(layer.name)
-        linears = {layer.name for layer in layers} | set(left)
-        groups = {}
-        for number, ((bits, group_size, symmetric), names) in enumerate(alike.items()):
-            found = patterns(names, linears - set(names))
-            groups[f"group_{number}"] = {
-                "targets": [f"re:{expression}" for expression in found],
+        groups = {
+            f"group_{number}": {
+                "targets": ["Linear"] if len(alike) == 1 else names,
                 "weights": _weights(bits, group_size, symmetric),
                 "input_activations": None,
                 "output_activations": None,
                 "format": _PACKED,
             }
-        ignored = stems(left, [layer.name for layer in layers])
+            for number, ((bits, group_size, symmetric), names) in enumerate(alike.items())
+        }
         return {
             "quant_method": self.method,
             "version": _WRITTEN_AS,
             "format": _PACKED,
             "quantization_status": "compressed",
             "config_groups": groups,
-            "ignore": [stem if stem in linears else f"re:{re.escape(stem)}\\." for stem in ignored],
+            "ignore": list(left),
             "kv_cache_scheme": None,
             "global_compression_ratio": None,
         }

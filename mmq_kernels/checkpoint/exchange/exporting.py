@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mmq_kernels.checkpoint.errors import CheckpointError
 from mmq_kernels.checkpoint.exchange.folders import in_model_order, linear_names, linear_of, rewrite, write_files
@@ -68,7 +68,7 @@ def export_folder(
     owners = {f"{name}.{own}": name for name in layers for own in ON_DISK}
     with written_beside(target) as temporary:
         writer = ShardWriter(temporary, max_shard_bytes)
-        rewrite(folder, owners, lambda name: chosen.encode(layers[name]), writer, progress)
+        rewrite(folder, owners, lambda name: _encoded(chosen, layers[name]), writer, progress)
         writer.close()
         write_files(temporary, source, content, settings, chosen.side_file)
     return {
@@ -78,6 +78,10 @@ def export_folder(
         "disk_bytes": disk_bytes(target),
         "seconds": time.perf_counter() - start,
     }
+
+
+def _encoded(chosen: Format, layer: Layer) -> dict[str, Tensor]:
+    return {f"{layer.name}.{own}": tensor for own, tensor in chosen.encode(layer).items()}
 
 
 def _layer(name: str, stored: Stored, model: nn.Module, folder: Folder) -> Layer:

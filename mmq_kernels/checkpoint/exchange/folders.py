@@ -51,23 +51,25 @@ def rewrite(
     convert: Callable[[str], Mapping[str, Tensor]],
     writer: ShardWriter,
     progress: Progress | None,
+    names: Mapping[str, str] | None = None,
 ) -> None:
     """Copy every tensor of `folder`, but for those of its quantized layers, which are converted one at a time.
 
     Args:
         owners: the layer of each tensor that belongs to one; "" for tensors to leave out.
-        convert: from a layer's name to its new tensors, by their names in the layer.
+        convert: from a layer's name to its new tensors, by their names.
         progress: told (layers done, layers in all, name of the layer).
+        names: new ones of tensors that are copied; default as they are.
     """
     done: set[str] = set()
     total = len({owner for owner in owners.values() if owner})
     for name in folder:
         owner = owners.get(name)
         if owner is None:
-            writer.add(name, folder.read(name))
+            writer.add(names[name] if names else name, folder.read(name))
         elif owner and owner not in done:
-            for own, tensor in convert(owner).items():
-                writer.add(f"{owner}.{own}", tensor)
+            for new, tensor in convert(owner).items():
+                writer.add(new, tensor)
             done.add(owner)
             if progress:
                 progress(len(done), total, owner)

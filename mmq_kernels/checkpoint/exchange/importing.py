@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mmq_kernels.checkpoint.errors import CheckpointError
 from mmq_kernels.checkpoint.exchange.folders import in_model_order, linear_of, rewrite, write_files
 from mmq_kernels.checkpoint.exchange.formats import FORMATS, format_of
 from mmq_kernels.checkpoint.exchange.layers import Incoming
+from mmq_kernels.checkpoint.exchange.renaming import names_in_model
 from mmq_kernels.checkpoint.folder import CONFIG, check_target, disk_bytes, read_config, written_beside
 from mmq_kernels.checkpoint.format import KEY, METHOD, Stored, describe
 from mmq_kernels.checkpoint.shards import Folder, ShardWriter
@@ -35,7 +36,8 @@ def import_folder(
 ) -> dict[str, Any]:
     """Turn the quantized model in folder `source` into one that `load` runs: codes, scales and zero points unchanged.
 
-    Tensors keep their names, but for those of quantized weights. The peak of memory is one layer and one output file.
+    Tensors get the names that the model's class gives them now, which public folders may not have. The peak of memory
+    is one layer and one output file.
 
     Args:
         source: GPTQ v1 or v2, AWQ GEMM or compressed-tensors `pack-quantized`; which one, its config.json (or
@@ -60,24 +62,27 @@ def import_folder(
     layers = known.find(settings, folder, where)
     if not layers:
         raise CheckpointError(f"{source} holds no layer of {known.method}, of which {where} speaks")
+    names = names_in_model(model, folder)
+    linears = {name: _linear(name, layer, names, model, folder) for name, layer in layers.items()}
     owners = {tensor: name for name, layer in layers.items() for tensor in layer.tensors}
-    owners |= _without_place(model, layers, folder)
+    owners |= dict.fromkeys(_zero_biases(linears, model, folder), "")
+    _refuse_strangers({name: new for name, new in names.items() if name not in owners}, model, folder)
     default = getattr(torch, dtype_name(content, folder))
     stored: dict[str, Stored] = {}
 
-    def convert(name: str) -> Mapping[str, torch.Tensor]:
+    def convert(name: str) -> Mapping[str, Tensor]:
         bias = folder.entries.get(f"{name}.bias")
         dtype = bias.dtype if bias else default
         try:
             spec, tensors = known.decode(name, layers[name], settings, folder, dtype)
         except ValueError as error:
             raise CheckpointError(f"{folder.files[layers[name].tensors[0]]}: layer {name}: {error}") from None
-        stored[name] = Stored(spec, dtype, activation_order="weight_g_idx" in tensors)
-        return tensors
+        stored[linears[name]] = Stored(spec, dtype, activation_order="weight_g_idx" in tensors)
+        return {f"{linears[name]}.{own}": tensor for own, tensor in tensors.items()}
 
     with written_beside(target) as temporary:
         writer = ShardWriter(temporary, max_shard_bytes)
-        rewrite(folder, owners, convert, writer, progress)
+        rewrite(folder, owners, convert, writer, progress, names)
         writer.close()
         write_files(temporary, source, content, describe(in_model_order(stored, model)).model_dump(), None)
     return {
@@ -115,27 +120,29 @@ def _settings(source: Path, content: Mapping[str, Any]) -> tuple[dict[str, Any],
     return settings, where
 
 
-def _without_place(model: nn.Module, layers: Mapping[str, Incoming], folder: Folder) -> dict[str, str]:
-    """Tensors to leave out: zero biases that AutoGPTQ gave to layers that have none. All else must fit the model.
+def _linear(name: str, layer: Incoming, names: Mapping[str, str], model: nn.Module, folder: Folder) -> str:
+    """What the model calls a layer.
 
     Raises:
-        CheckpointError: for a layer that is no linear of the model or has another shape, and for other tensors that
-            the model has no place for.
+        CheckpointError: where that is no linear of the model, or one of another shape.
     """
-    left_out: dict[str, str] = {}
-    for name, layer in layers.items():
-        linear = linear_of(model, name, folder)
-        shape = (linear.out_features, linear.in_features)
-        if (layer.n, layer.k) != shape:
-            raise CheckpointError(
-                f"{folder.path}: layer {name} must have the shape {list(shape)}, got {[layer.n, layer.k]}"
-            )
-        bias = f"{name}.bias"
-        if bias in folder.entries and linear.bias is None and not bool(folder.read(bias).any()):
-            left_out[bias] = ""
-    used = {tensor for layer in layers.values() for tensor in layer.tensors}
+    new = names[layer.tensors[0]].rpartition(".")[0]
+    linear = linear_of(model, new, folder)
+    shape = [linear.out_features, linear.in_features]
+    if [layer.n, layer.k] != shape:
+        raise CheckpointError(f"{folder.path}: layer {name} must have the shape {shape}, got {[layer.n, layer.k]}")
+    return new
+
+
+def _zero_biases(linears: Mapping[str, str], model: nn.Module, folder: Folder) -> list[str]:
+    """Biases that AutoGPTQ gave to layers that have none."""
+    biases = [f"{name}.bias" for name, new in linears.items() if model.get_submodule(new).bias is None]
+    return [bias for bias in biases if bias in folder.entries and not bool(folder.read(bias).any())]
+
+
+def _refuse_strangers(names: Mapping[str, str], model: nn.Module, folder: Folder) -> None:
+    """Raise for a tensor that the model has no place for."""
     wanted = places(model)
-    for name in folder:
-        if name not in used and name not in left_out and name not in wanted and not is_derived(model, name):
+    for name, new in names.items():
+        if new not in wanted and not is_derived(model, new):
             raise CheckpointError(f"{folder.files[name]} holds tensor {name}, which the model has no place for")
-    return left_out
