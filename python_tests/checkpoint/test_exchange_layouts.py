@@ -192,7 +192,8 @@ def test_folders_with_the_names_of_a_first_release(family: str, tmp_path: Path) 
 
     edit_tensors(tmp_path / "a", change)
     settings = {"quant_method": "gptq", "checkpoint_format": "gptq_v2", "bits": 4, "group_size": 8, "sym": False}
-    edit_config(tmp_path / "a", lambda content: content.update(quantization_config=settings))
+    named = {"architectures": [TINY[family].model_class], "quantization_config": settings}
+    edit_config(tmp_path / "a", lambda content: content.update(named))
     import_folder(tmp_path / "a", tmp_path / "b")
     loaded = load(tmp_path / "b")
     for new, case in cases.values():

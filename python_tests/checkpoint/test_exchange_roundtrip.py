@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,9 +12,10 @@ import torch
 from exchange_cases import assert_same_tensors, linears, quantized_folder, settings_of
 from tiny_vlms import assert_same_outputs, make
 
-from mmq_kernels import QuantSpec
-from mmq_kernels.checkpoint import export_folder, import_folder, load
+from mmq_kernels import QuantLinear, QuantSpec, _native
+from mmq_kernels.checkpoint import disk_bytes, export_folder, import_folder, load, save
 from mmq_kernels.checkpoint.format import parse
+from mmq_kernels.nn import parameters_on_meta
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -98,3 +102,49 @@ def test_shards_and_the_files_that_are_no_weights(format: str, tmp_path: Path) -
     assert side.exists() == format.startswith("gptq")
     if side.exists():
         assert json.loads(side.read_text()) == settings_of(tmp_path / "there")
+
+
+_PEAK = """
+import sys
+from pathlib import Path
+import torch
+from mmq_kernels.checkpoint import export_folder, import_folder
+
+def resident(key):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+for size in ("small", "large"):  # the small one warms up
+    before = resident("VmRSS:")
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    export_folder(folder / size, folder / f"{size}-gptq", "gptq_v2", max_shard_bytes=2_000_000)
+    import_folder(folder / f"{size}-gptq", folder / f"{size}-back", max_shard_bytes=2_000_000)
+print(resident("VmHWM:") - before)
+"""
+
+
+@pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="no /proc/self/clear_refs to measure with")
+@pytest.mark.skipif(not _native.available(), reason="plain torch works in memory of its own")
+def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
+    model = make("opt")
+    for size, blocks, width in (("small", 2, 64), ("large", 24, 32 * 1024)):
+        config = model.config
+        config.text_config.num_hidden_layers, config.text_config.ffn_dim = blocks, width
+        with parameters_on_meta():
+            model = type(model)(config)
+        for name, linear in linears(model).items():
+            if name.endswith((".fc1", ".fc2")) and "language" in name:
+                n, k = linear.out_features, linear.in_features
+                layer = QuantLinear(k, n, QuantSpec(8, 16, True))
+                parent, _, child = name.rpartition(".")
+                setattr(model.get_submodule(parent), child, layer)
+        filled = {n: torch.full(t.shape, 0.5) for n, t in model.state_dict().items() if t.is_meta}
+        model.load_state_dict(filled, assign=True, strict=False)
+        save(model, tmp_path / size)
+    held = disk_bytes(tmp_path / "large")
+    assert held > 50_000_000
+    done = subprocess.run([sys.executable, "-c", _PEAK, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 0.5 * held
+    assert_same_tensors(tmp_path / "large", tmp_path / "large-back")
