@@ -161,13 +161,17 @@ def test_symmetric_by_its_settings_alone_is_stored_as_it_is(plain: Path, tmp_pat
     assert_imported(tmp_path / "b", cases)
 
 
-def test_the_largest_field_of_version_1_is_zero_point_0(plain: Path, tmp_path: Path) -> None:
-    cases = [weight(32, k, 4, 16, False, lowest=1) for k in (64, 32)]
-    wrapped = [{**case, "zero": case["zero"].clone()} for case in cases]
-    for case, wrong in zip(cases, wrapped, strict=True):
-        case["zero"][:, 0], wrong["zero"][:, 0] = 0, 16
+def test_version_1_takes_one_from_a_whole_word(plain: Path, tmp_path: Path) -> None:
+    """Where a zero point is 0, that borrows from the field above it."""
+    cases = [weight(32, k, 4, 16, False) for k in (64, 32)]
+    for case in cases:
+        case["zero"][::3] = 0
+
+    def pack(case: Case) -> dict[str, Tensor]:
+        return {**gptq(0)(case), "qzeros": gptq(0)(case)["qzeros"] - 0x11111111}
+
     settings = {"quant_method": "gptq", "bits": 4, "group_size": 16, "sym": False}
-    import_folder(foreign(plain, tmp_path / "a", gptq(1), wrapped, **settings), tmp_path / "b")
+    import_folder(foreign(plain, tmp_path / "a", pack, cases, **settings), tmp_path / "b")
     assert_imported(tmp_path / "b", cases)
 
 

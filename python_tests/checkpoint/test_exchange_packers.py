@@ -12,7 +12,7 @@ from safetensors import safe_open
 from tiny_vlms import make
 from torch import Tensor
 
-from mmq_kernels.checkpoint import export_folder, import_folder, load, save
+from mmq_kernels.checkpoint import CheckpointError, export_folder, import_folder, load, save
 
 FIXTURES = Path(__file__).parent / "fixtures"
 LAYER = "language_model.model.decoder.layers.0.fc2"
@@ -78,7 +78,7 @@ def test_a_public_packers_file(path: Path, name: str, said: dict[str, Any], plai
     import_folder(source, tmp_path / "b")
 
     bits, symmetric, order = said["bits"], said.get("sym", False), bool(said.get("desc_act") or said.get("actorder"))
-    lowest = 1 if said.get("checkpoint_format") == "gptq" else 0
+    lowest = said.get("lowest", 0)
     codes, scale, zero, g_idx = known(bits, said["group_size"], symmetric, order, lowest)
     tensors, layer = tensors_of(tmp_path / "b"), load(tmp_path / "b").get_submodule(LAYER)
     assert torch.equal(codes_of(tensors[f"{LAYER}.weight_packed"], bits, 64), codes)
@@ -90,8 +90,12 @@ def test_a_public_packers_file(path: Path, name: str, said: dict[str, Any], plai
         assert torch.equal(tensors[f"{LAYER}.weight_g_idx"], g_idx.int())
     assert torch.equal(layer.dequantize(), scale.float()[:, g_idx] * (codes - zero[:, g_idx]))
 
-    if settings["quant_method"] != "compressed-tensors":  # which no longer writes what these files hold
-        export_folder(tmp_path / "b", tmp_path / "c", said.get("checkpoint_format", "awq"))
+    format = said.get("checkpoint_format", settings["quant_method"])
+    if format == "gptq" and lowest == 0:  # GPTQModel reads what it made of zero points below 0, others do not
+        with pytest.raises(CheckpointError, match=r"zero points of 0.*gptq_v2"):
+            export_folder(tmp_path / "b", tmp_path / "c", format)
+    elif format != "compressed-tensors":  # which no longer writes what these files hold
+        export_folder(tmp_path / "b", tmp_path / "c", format)
         written, before = tensors_of(tmp_path / "c"), tensors_of(source)
         assert written.keys() == before.keys()
         for key, tensor in before.items():

@@ -25,8 +25,8 @@ from mmq_kernels.checkpoint.errors import CheckpointError
 from mmq_kernels.checkpoint.exchange.layers import (
     Incoming,
     Layer,
+    exact_in,
     expect,
-    half_scales,
     names_of,
     on_disk,
     scales_like,
@@ -59,7 +59,7 @@ class Awq:
             return f"its last group is shorter ({layer.k} columns in groups of {spec.group_size})"
         if layer.n % len(ORDER):
             return f"its out_features {layer.n} fill no whole 32-bit words"
-        if half_scales(layer.read("weight_scale")) is None:
+        if not exact_in(torch.float16, layer.read("weight_scale")):
             return "it has scales that fp16 cannot hold exactly"
         return ""
 
@@ -77,13 +77,10 @@ class Awq:
     def encode(self, layer: Layer) -> dict[str, Tensor]:
         tensors = layer.tensors()
         codes = ops.unpack(tensors["weight_packed"], BITS, layer.k)
-        scales = half_scales(tensors["weight_scale"].t())
-        if scales is None:
-            raise ValueError(f"scales must be exact in fp16 (layer {layer.name})")
         return {
             "qweight": _pack(codes.t()),
             "qzeros": _pack(layer.zero().t()),
-            "scales": scales.contiguous(),
+            "scales": tensors["weight_scale"].t().half().contiguous(),
         }
 
     def settings(self, layers: Sequence[Layer], left: Sequence[str]) -> dict[str, Any]:

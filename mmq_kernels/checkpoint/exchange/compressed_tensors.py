@@ -37,6 +37,7 @@ from mmq_kernels.checkpoint.exchange.layers import (
     spec_of,
     unpack_zero,
 )
+from mmq_kernels.checkpoint.exchange.names import matches
 from mmq_kernels.checkpoint.shards import Folder
 from mmq_kernels.spec import PER_CHANNEL, QuantSpec, ceil_div
 
@@ -179,20 +180,20 @@ def _scheme_of(name: str, schemes: list[tuple[list[str], Mapping[str, Any]]], wh
     """The scheme whose target is the layer's name; else an expression that matches it; else its class."""
     for reached in (_is_name, _is_match, _is_class):
         for targets, weights in schemes:
-            if any(reached(target, name) for target in targets):
+            if any(reached(target, name, where) for target in targets):
                 return weights
     raise CheckpointError(f"{where}: no target of config_groups reaches layer {name}, which has packed weights")
 
 
-def _is_name(target: str, name: str) -> bool:
+def _is_name(target: str, name: str, where: str) -> bool:
     return target == name
 
 
-def _is_match(target: str, name: str) -> bool:
-    return target.startswith("re:") and re.match(target.removeprefix("re:"), name) is not None
+def _is_match(target: str, name: str, where: str) -> bool:
+    return target.startswith("re:") and matches(target.removeprefix("re:"), name, where)
 
 
-def _is_class(target: str, name: str) -> bool:
+def _is_class(target: str, name: str, where: str) -> bool:
     return target == "Linear"
 
 

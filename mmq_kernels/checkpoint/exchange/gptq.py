@@ -9,10 +9,12 @@
 ============ =================================== ==================================================================
 
 2, 3, 4 and 8 bits; layers that differ from the rest are `dynamic` overrides. Version 1 cannot say that a zero point is
-0: its readers add one to the field, some with and some without wrapping round. Such layers go into v2; where a v1 file
-holds the largest field, it is read as AutoGPTQ's own layers do, as 0.
+0: readers differ in what they make of a field below 0, so such layers go into v2. GPTQModel writes them all the same,
+by one subtraction from a whole word (at 3 bits from each field), where a 0 borrows from the field above it; files are
+read by the reverse of that.
 
-Source: AutoGPTQ's `qlinear_cuda_old`, GPTQModel's `BaseQuantLinear` and `dynamic_get`.
+Source: AutoGPTQ's `qlinear_cuda_old`, GPTQModel's `BaseQuantLinear`, `dynamic_get`
+and `convert_gptq_v2_to_v1_format_module`.
 """
 
 from __future__ import annotations
@@ -31,14 +33,14 @@ from mmq_kernels.checkpoint.exchange.layers import (
     Incoming,
     Layer,
     even_groups,
+    exact_in,
     expect,
-    half_scales,
     names_of,
     on_disk,
     scales_like,
     spec_of,
 )
-from mmq_kernels.checkpoint.exchange.names import patterns, stems
+from mmq_kernels.checkpoint.exchange.names import matches, patterns, stems
 from mmq_kernels.checkpoint.shards import Folder
 from mmq_kernels.spec import QuantSpec
 
@@ -76,7 +78,7 @@ class Gptq:
         for side, size in (("in_features", layer.k), ("out_features", layer.n)):
             if size * bits % 32:
                 return f"its {side} {size} at {bits} bits fill no whole 32-bit words"
-        if half_scales(layer.read("weight_scale")) is None:
+        if not exact_in(torch.float16, layer.read("weight_scale")):
             return "it has scales that fp16 cannot hold exactly"
         if self.name == "gptq" and bool((layer.zero() == 0).any()):
             return "it has zero points of 0, which version 1 stores as -1"
@@ -87,15 +89,12 @@ class Gptq:
 
     def encode(self, layer: Layer) -> dict[str, Tensor]:
         tensors = layer.tensors()
-        zero = layer.zero().t()
-        scales = half_scales(tensors["weight_scale"].t())
-        if scales is None:
-            raise ValueError(f"scales must be exact in fp16 (layer {layer.name})")
+        zero = layer.zero().t() - (1 if self.name == "gptq" else 0)
         g_idx = tensors.get("weight_g_idx")
         return {
             "qweight": tensors["weight_packed"].t().contiguous(),
-            "qzeros": ops.pack((zero - self._subtracted).contiguous(), layer.spec.bits),
-            "scales": scales.contiguous(),
+            "qzeros": ops.pack(zero.contiguous(), layer.spec.bits),
+            "scales": tensors["weight_scale"].t().half().contiguous(),
             "g_idx": even_groups(layer.spec, layer.k) if g_idx is None else g_idx,
         }
 
@@ -126,9 +125,12 @@ class Gptq:
             raise CheckpointError(f"{where}: checkpoint_format must be gptq or gptq_v2 to be imported, got {version!r}")
         if settings.get("pack_dtype") not in (None, "int32"):
             raise CheckpointError(f"{where}: pack_dtype must be int32, got {settings['pack_dtype']!r}")
+        dynamic = settings.get("dynamic") or {}
+        if not isinstance(dynamic, dict) or not all(isinstance(values, dict) for values in dynamic.values()):
+            raise CheckpointError(f"{where}: dynamic must be an object of objects, got {dynamic!r}")
         found = {}
         for name in names_of(folder, "qweight"):
-            own = {**settings, **_override(name, settings)}
+            own = {**settings, **_override(name, settings, where)}
             if own.get("bits") not in BITS:
                 raise CheckpointError(f"{where}: layer {name}: bits must be 2, 3, 4 or 8, got {own.get('bits')!r}")
             spec = spec_of(where, name, own["bits"], own.get("group_size", 128), own.get("sym", True) is True)
@@ -140,18 +142,21 @@ class Gptq:
     ) -> tuple[QuantSpec, dict[str, Tensor]]:
         spec, n, k = layer.spec, layer.n, layer.k
         tensors = {full.removeprefix(f"{name}."): folder.read(full) for full in layer.tensors}
-        zero = ops.unpack(tensors["qzeros"], spec.bits, n).t()
-        if _version(settings) == "gptq":
-            zero = (zero + 1) & spec.max_code
+        zero = _zero(tensors["qzeros"], spec, n, _version(settings)).t()
         if spec.symmetric and not bool((zero == spec.middle_code).all()):
             spec = QuantSpec(spec.bits, spec.group_size)
         scale = scales_like(tensors["scales"].t(), dtype)
         return spec, on_disk(tensors["qweight"].t(), scale, zero, tensors.get("g_idx"), spec, n, k)
 
-    @property
-    def _subtracted(self) -> int:
-        """From each zero point."""
-        return 1 if self.name == "gptq" else 0
+
+def _zero(qzeros: Tensor, spec: QuantSpec, n: int, version: str) -> Tensor:
+    """Zero points uint8 ``[groups, n]``; version 1 took one from each."""
+    if version == "gptq_v2":
+        return ops.unpack(qzeros, spec.bits, n)
+    if spec.bits == 3:
+        return (ops.unpack(qzeros, spec.bits, n) + 1) & spec.max_code
+    ones = sum(1 << i for i in range(0, 32, spec.bits))
+    return ops.unpack(qzeros + ones, spec.bits, n)  # int32 wraps around, as it did when they were taken
 
 
 def _kind(layer: Layer) -> _Kind:
@@ -163,10 +168,10 @@ def _version(settings: Mapping[str, Any]) -> str:
     return str(settings.get("checkpoint_format") or settings.get("format") or "gptq").lower()
 
 
-def _override(name: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _override(name: str, settings: Mapping[str, Any], where: str) -> dict[str, Any]:
     """What the first `dynamic` expression that matches a layer says of it."""
     for expression, values in (settings.get("dynamic") or {}).items():
-        if not expression.startswith("-:") and re.match(expression.removeprefix("+:"), name):
+        if not expression.startswith("-:") and matches(expression.removeprefix("+:"), name, where):
             return values
     return {}
 

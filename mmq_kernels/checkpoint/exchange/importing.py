@@ -67,12 +67,12 @@ def import_folder(
     owners = {tensor: name for name, layer in layers.items() for tensor in layer.tensors}
     owners |= dict.fromkeys(_zero_biases(linears, model, folder), "")
     _refuse_strangers({name: new for name, new in names.items() if name not in owners}, model, folder)
-    default = getattr(torch, dtype_name(content, folder))
+    content = {**content, "dtype": dtype_name(content, folder)}
     stored: dict[str, Stored] = {}
 
     def convert(name: str) -> Mapping[str, Tensor]:
         bias = folder.entries.get(f"{name}.bias")
-        dtype = bias.dtype if bias else default
+        dtype = bias.dtype if bias else getattr(torch, content["dtype"])
         try:
             spec, tensors = known.decode(name, layers[name], settings, folder, dtype)
         except ValueError as error:
@@ -86,7 +86,7 @@ def import_folder(
         writer.close()
         write_files(temporary, source, content, describe(in_model_order(stored, model)).model_dump(), None)
     return {
-        "format": known.name,
+        "format": known.method,
         "layers": len(layers),
         "source_bytes": disk_bytes(source),
         "disk_bytes": disk_bytes(target),

@@ -108,17 +108,14 @@ def even_groups(spec: QuantSpec, k: int) -> Tensor:
     return torch.arange(k, dtype=torch.int32) // spec.group_length(k)
 
 
-def half_scales(scale: Tensor) -> Tensor | None:
-    """The same scales in fp16; None where fp16 cannot hold them exactly."""
-    half = scale.half()
-    return half if torch.equal(half.float(), scale.float()) else None
+def exact_in(dtype: torch.dtype, scale: Tensor) -> bool:
+    """Whether another dtype can hold scales exactly."""
+    return torch.equal(scale.to(dtype).float(), scale.float())
 
 
 def scales_like(scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Scales of a model of `dtype`: those of bf16 models are kept in bf16 where that is exact, as we write them."""
-    if dtype == torch.bfloat16 and torch.equal(scale.bfloat16().float(), scale.float()):
-        return scale.bfloat16()
-    return scale
+    return scale.to(dtype) if dtype == torch.bfloat16 and exact_in(dtype, scale) else scale
 
 
 def on_disk(

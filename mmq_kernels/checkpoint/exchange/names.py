@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 
+from mmq_kernels.checkpoint.errors import CheckpointError
+
 
 def patterns(names: Sequence[str], others: Iterable[str]) -> list[str]:
-    """Regular expressions that match the whole of every one of `names`, and none of `others`.
+    r"""Regular expressions that match the whole of every one of `names`, and none of `others`.
 
     Layers that differ in nothing but the number of their block share one, unless it would reach one of the others.
 
     >>> patterns(["h.0.up", "h.1.up", "h.0.down"], ["h.1.down"])
-    ['h\\\\.\\\\d+\\\\.up$', 'h\\\\.0\\\\.down$']
+    ['h\\.\\d+\\.up$', 'h\\.0\\.down$']
     """
     others = set(others)
     alike: dict[str, list[str]] = {}
@@ -27,6 +29,18 @@ def patterns(names: Sequence[str], others: Iterable[str]) -> list[str]:
         else:
             found += [f"{re.escape(name)}$" for name in own]
     return found
+
+
+def matches(expression: str, name: str, where: str) -> bool:
+    """Whether a regular expression of a config matches a name from its start.
+
+    Raises:
+        CheckpointError: where it is none, naming the config.
+    """
+    try:
+        return re.match(expression, name) is not None
+    except re.error as error:
+        raise CheckpointError(f"{where}: {expression!r} is no regular expression: {error}") from None
 
 
 def under(stem: str, name: str) -> bool:
