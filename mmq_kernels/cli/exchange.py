@@ -42,7 +42,10 @@ def _print(facts: dict[str, Any], json: bool) -> None:
     if json:
         print_json(facts)
         return
-    Console().print(
+    console = Console()
+    console.print(
         f"{facts['target']}: {facts['layers']} layers of {facts['format']}, {facts['disk_bytes'] / 1e6:,.1f} MB, "
         f"in {facts['seconds']:.1f} s"
     )
+    if facts.get("caution"):
+        console.print(f"caution: {facts['caution']}")

@@ -70,7 +70,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str, s
         model = TINY[family].make(getattr(torch, dtype))
         quantize_model(model, RECIPES[name])
         save(model, ours[key])
-        export_folder(ours[key], theirs, "compressed-tensors")
+        report = export_folder(ours[key], theirs, "compressed-tensors")
+        assert bool(report["caution"]) == (name == ASYMMETRIC)
         asked.append((str(theirs), family, dtype, name == ASYMMETRIC))
     tests = str(Path(__file__).parent.parent)
     subprocess.run(

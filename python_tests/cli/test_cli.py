@@ -124,6 +124,7 @@ def test_export_and_import(quantized: Path, tmp_path: Path, said: Callable[..., 
     there, back = tmp_path / "there", tmp_path / "back"
     facts = said("export", str(quantized), str(there), "--format", "compressed-tensors")
     assert facts["format"] == "compressed-tensors"
+    assert re.match(r"\d+ layers are asymmetric", facts["caution"])
     assert facts["disk_bytes"] == sum(path.stat().st_size for path in there.iterdir())
     assert said("import", str(there), str(back))["layers"] == facts["layers"] > 20
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (quantized, back))

@@ -74,6 +74,9 @@ class Awq:
                 return f"{stem} is left alone, and AWQ's readers would leave {hit} alone too, whose name contains it"
         return ""
 
+    def caution(self, layers: Sequence[Layer]) -> str:
+        return ""
+
     def encode(self, layer: Layer) -> dict[str, Tensor]:
         tensors = layer.tensors()
         codes = ops.unpack(tensors["weight_packed"], BITS, layer.k)

@@ -45,6 +45,10 @@ _PACKED = "pack-quantized"
 _DENSE_SINCE = (0, 18)
 _WRITTEN_AS = "0.20.0"
 """The version whose layout we write."""
+_CAUTION = (
+    "{} layers are asymmetric, which from_pretrained of transformers (4.57 to 5.23) does not load: it expects another "
+    "shape of the packed zero points; symmetric layers load"
+)
 
 
 class CompressedTensors:
@@ -64,6 +68,10 @@ class CompressedTensors:
 
     def why_not_together(self, layers: Sequence[Layer], left: Sequence[str]) -> str:
         return ""
+
+    def caution(self, layers: Sequence[Layer]) -> str:
+        asymmetric = sum(not layer.spec.symmetric for layer in layers)
+        return _CAUTION.format(asymmetric) if asymmetric else ""
 
     def encode(self, layer: Layer) -> dict[str, Tensor]:
         return layer.tensors()

@@ -45,7 +45,8 @@ def export_folder(
         max_shard_bytes: of an output file.
 
     Returns:
-        ``{"format", "layers": how many, "source_bytes", "disk_bytes", "seconds"}``.
+        ``{"format", "layers": how many, "caution": readers known to fail, or "", "source_bytes", "disk_bytes",
+        "seconds"}``.
 
     Raises:
         CheckpointError: for a source that is not ours or damaged, a target that cannot be written, and, before
@@ -74,6 +75,7 @@ def export_folder(
     return {
         "format": format,
         "layers": len(layers),
+        "caution": chosen.caution(list(layers.values())),
         "source_bytes": disk_bytes(source),
         "disk_bytes": disk_bytes(target),
         "seconds": time.perf_counter() - start,

@@ -39,6 +39,9 @@ class Format(Protocol):
             left: names of the linears that are not quantized.
         """
 
+    def caution(self, layers: Sequence[Layer]) -> str:
+        """Which readers of the format fail on layers that it can carry; "" where none is known."""
+
     def encode(self, layer: Layer) -> dict[str, Tensor]:
         """The tensors of a layer, without the bias, by their names in the layer."""
 

@@ -87,6 +87,9 @@ class Gptq:
     def why_not_together(self, layers: Sequence[Layer], left: Sequence[str]) -> str:
         return ""
 
+    def caution(self, layers: Sequence[Layer]) -> str:
+        return ""
+
     def encode(self, layer: Layer) -> dict[str, Tensor]:
         tensors = layer.tensors()
         zero = layer.zero().t() - (1 if self.name == "gptq" else 0)
