@@ -120,7 +120,9 @@ def test_tables_for_people(world: Path, quantized: Path, capsys: pytest.CaptureF
     assert "on disk" in capsys.readouterr().out
 
 
-def test_export_and_import(quantized: Path, tmp_path: Path, said: Callable[..., Any]) -> None:
+def test_export_and_import(
+    quantized: Path, tmp_path: Path, said: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
     there, back = tmp_path / "there", tmp_path / "back"
     facts = said("export", str(quantized), str(there), "--format", "compressed-tensors")
     assert facts["format"] == "compressed-tensors"
@@ -130,6 +132,11 @@ def test_export_and_import(quantized: Path, tmp_path: Path, said: Callable[..., 
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (quantized, back))
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert "mmq import" in refused(capsys, "info", str(there))
+    assert run(["export", str(quantized), str(tmp_path / "again"), "-f", "compressed-tensors"]) == 0
+    shown = capsys.readouterr().out
+    assert f"{facts['layers']} layers of compressed-tensors" in " ".join(shown.split())
+    assert "caution: " in shown
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------
