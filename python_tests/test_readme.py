@@ -28,7 +28,7 @@ def test_commands_and_their_options_exist(capsys: pytest.CaptureFixture[str]) ->
 
     commands = "\n".join(_fenced("")).replace("\\\n", " ")
     used = re.findall(r"^mmq (\w+)(.*)$", commands, re.MULTILINE)
-    assert {name for name, _ in used} == {"info", "quantize", "eval", "demo", "bench"}
+    assert {name for name, _ in used} == {"info", "quantize", "export", "import", "eval", "demo", "bench"}
     for name, rest in used:
         assert run([name, "--help"]) == 0
         shown = capsys.readouterr().out

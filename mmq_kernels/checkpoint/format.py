@@ -149,7 +149,8 @@ def parse(content: Any, where: str) -> Description:
     method = content.get("quant_method")
     if method != METHOD:
         raise CheckpointError(
-            f"{where}: {KEY}.quant_method must be {METHOD!r}, got {method!r}; this package loads only what it quantized"
+            f"{where}: {KEY}.quant_method must be {METHOD!r}, got {method!r}; "
+            "mmq import turns GPTQ, AWQ and compressed-tensors folders into it"
         )
     version = content.get("format_version")
     if version != FORMAT_VERSION:

@@ -110,7 +110,7 @@ def quantize_folder(
                 progress(done, total, name)
         writer.close()
         ordered = {name: stored[name] for name in plan.layers}
-        write_config(temporary, model, _dtype(config, folder), describe(ordered, str(recipe)))
+        write_config(temporary, model, dtype_name(config, folder), describe(ordered, str(recipe)))
         write_processor(temporary, source=source)
     return {
         "recipe": str(recipe),
@@ -202,7 +202,7 @@ def _report(layer: LayerPlan, untied: bool) -> LayerReport:
     )
 
 
-def _dtype(config: dict[str, Any], folder: Folder) -> str:
+def dtype_name(config: dict[str, Any], folder: Folder) -> str:
     """The dtype that config.json says, under its name in transformers 5 or 4, or the first tensor's."""
     named = config.get("dtype") or config.get("torch_dtype")
     floats = (entry.dtype for entry in folder.entries.values() if entry.dtype.is_floating_point)

@@ -8,7 +8,7 @@ import warnings
 import typer
 from transformers.utils import logging
 
-from mmq_kernels.cli import bench, demo, evaluate, info, quantize
+from mmq_kernels.cli import bench, demo, evaluate, exchange, info, quantize
 
 ERROR = 2
 """Exit code of every failed command."""
@@ -23,6 +23,8 @@ app = typer.Typer(
 )
 app.command("info")(info.info)
 app.command("quantize")(quantize.quantize)
+app.command("export")(exchange.export)
+app.command("import")(exchange.import_)
 app.command("eval")(evaluate.evaluate)
 app.command("demo")(demo.demo)
 app.command("bench")(bench.bench)

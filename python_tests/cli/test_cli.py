@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import mmq_kernels
 from mmq_kernels.cli.app import run
@@ -117,6 +118,25 @@ def test_tables_for_people(world: Path, quantized: Path, capsys: pytest.CaptureF
     assert "bits per weight" in shown
     assert run(["info", str(quantized)]) == 0
     assert "on disk" in capsys.readouterr().out
+
+
+def test_export_and_import(
+    quantized: Path, tmp_path: Path, said: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    there, back = tmp_path / "there", tmp_path / "back"
+    facts = said("export", str(quantized), str(there), "--format", "compressed-tensors")
+    assert facts["format"] == "compressed-tensors"
+    assert re.match(r"\d+ layers are asymmetric", facts["caution"])
+    assert facts["disk_bytes"] == sum(path.stat().st_size for path in there.iterdir())
+    assert said("import", str(there), str(back))["layers"] == facts["layers"] > 20
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (quantized, back))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+    assert "mmq import" in refused(capsys, "info", str(there))
+    assert run(["export", str(quantized), str(tmp_path / "again"), "-f", "compressed-tensors"]) == 0
+    shown = capsys.readouterr().out
+    assert f"{facts['layers']} layers of compressed-tensors" in " ".join(shown.split())
+    assert "caution: " in shown
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------------
@@ -259,6 +279,18 @@ def test_a_full_disk(world: Path, tmp_path: Path) -> None:
         assert not [path for path in tmp_path.rglob("*") if path.suffix == ".tmp"]
 
 
+def test_formats_that_cannot_carry_a_model(quantized: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = str(tmp_path / "out")
+    line = refused(capsys, "export", str(quantized), out, "--format", "awq")
+    assert "it has 3 bits" in line
+    assert "compressed-tensors" in line.partition("For all of it, ")[2]
+    assert "'gguf'" in refused(capsys, "export", str(quantized), out, "--format", "gguf")
+    assert "--format" in refused(capsys, "export", str(quantized), out)
+    assert "is not quantized" in refused(capsys, "import", BLIP2, out)
+    assert "own format already" in refused(capsys, "import", str(quantized), out)
+    assert not any(tmp_path.iterdir())
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="bits"):
         run(["quantize", BLIP2, "--recipe", "all=rtn:9", "-o", str(tmp_path / "out"), "--debug"])
@@ -267,7 +299,7 @@ def test_debug_shows_the_traceback(tmp_path: Path) -> None:
 def test_the_command_line_itself(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["--help"]) == 0
     shown = capsys.readouterr().out
-    for command in ("info", "quantize", "eval", "demo"):
+    for command in ("info", "quantize", "export", "import", "eval", "demo"):
         assert command in shown
     assert "'paint'" in refused(capsys, "paint")
     assert "--out" in refused(capsys, "quantize", BLIP2)
