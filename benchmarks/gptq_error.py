@@ -35,13 +35,19 @@ WAYS = {
     "gptq+": GptqSettings().beyond(),
     "gptq+ 2 rounds": GptqSettings(rounds=2).beyond(),
 }
+TASKS = {"blip2": ("caption:coco", "vqa:vqav2"), "blip2-itm": ("retrieval:flickr30k",)}
+"""By model: what it is calibrated on, each with the folder that the world has for it."""
 SIZE = WorldSize(train=192, images=32, questions=4, gallery=16)
 
 
-def layers() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Name -> weight, and the Hessians of the two halves."""
-    folder = weights_folder("blip2")
-    model, processor = checkpoint.load(folder, dtype=torch.float32), checkpoint.load_processor(folder)
+Layer = tuple[Tensor, Tensor, Tensor]
+"""A weight, and the Hessians of the two halves."""
+
+
+def layers(kind: str = "blip2") -> dict[str, Layer]:
+    """The layers of one of the demo's models by name."""
+    stored = weights_folder(kind)
+    model, processor = checkpoint.load(stored, dtype=torch.float32), checkpoint.load_processor(stored)
     halves: tuple[dict[str, Hessian], dict[str, Hessian]] = ({}, {})
     linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear) and "lm_head" not in name}
     now = halves[0]
@@ -56,7 +62,8 @@ def layers() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
         linear.register_forward_pre_hook(watch(name))
     with tempfile.TemporaryDirectory() as temporary, torch.no_grad():
         world = write_world(Path(temporary) / "world", seed=7, size=SIZE)
-        source = CalibrationSource.parse([f"caption:{world / 'coco'}", f"vqa:{world / 'vqav2'}"], 96)
+        tasks = (task.split(":") for task in TASKS[kind])
+        source = CalibrationSource.parse([f"{task}:{world / folder}" for task, folder in tasks], 96)
         batches = list(source.batches(model, processor))
         for half, part in zip(halves, (batches[::2], batches[1::2]), strict=True):
             now = half
@@ -66,7 +73,7 @@ def layers() -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     return {name: (linears[name].weight.detach(), halves[0][name].value(), halves[1][name].value()) for name in seen}
 
 
-def measure(spec: QuantSpec, found: dict[str, tuple[Tensor, Tensor, Tensor]]) -> dict[str, object]:
+def measure(spec: QuantSpec, found: dict[str, Layer]) -> dict[str, object]:
     errors: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
     seconds = dict.fromkeys(WAYS, 0.0)
     for name, (weight, calibrated, held_out) in found.items():

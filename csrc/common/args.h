@@ -88,4 +88,36 @@ struct GptqArgs {
     int threads;
 };
 
+// The grid of each row of one group, searched for.
+struct SearchArgs {
+    int bits;
+    bool symmetric;
+    int64_t n, columns;
+    const float* weight;  // [n, columns], rows weight_stride apart
+    int64_t weight_stride;
+    const float* importance;  // [columns]
+    Dtype scale_dtype;
+    float* scale;   // [n]
+    uint8_t* zero;  // [n]
+    int threads;
+};
+
+// One round of descent on one group.
+struct DescendArgs {
+    int bits;
+    bool symmetric;
+    int64_t n, columns;
+    const float* gradient;  // [n, columns], rows gradient_stride apart; not written
+    int64_t gradient_stride;
+    const float* hessian;  // [columns, columns], symmetric, rows hessian_stride apart
+    int64_t hessian_stride;
+    Dtype scale_dtype;
+    uint8_t* codes;  // [n, columns], in and out
+    float* scale;    // [n], in and out
+    uint8_t* zero;   // [n], in and out
+    float* moved;    // [n, columns], what was added to the dequantized weight
+    float* gained;   // [n], what was added to the error
+    int threads;
+};
+
 }  // namespace mmq

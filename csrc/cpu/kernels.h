@@ -13,13 +13,17 @@ struct Kernels {
     void (*dequantize)(const DequantizeArgs&);
     void (*quantize_rtn)(const RtnArgs&);
     void (*gptq_block)(const GptqArgs&);
+    void (*search_grid)(const SearchArgs&);
+    void (*descend)(const DescendArgs&);
 };
 
 #define MMQ_DECLARE_KERNELS(ISA)                  \
     void gemm_##ISA(const GemmArgs&);             \
     void dequantize_##ISA(const DequantizeArgs&); \
     void quantize_rtn_##ISA(const RtnArgs&);      \
-    void gptq_block_##ISA(const GptqArgs&);
+    void gptq_block_##ISA(const GptqArgs&);       \
+    void search_grid_##ISA(const SearchArgs&);    \
+    void descend_##ISA(const DescendArgs&);
 
 MMQ_DECLARE_KERNELS(scalar)
 MMQ_DECLARE_KERNELS(avx2)

@@ -1,6 +1,8 @@
-// quantize_rtn and gptq_block in AVX2; the kernels are in quantize.inl.
+// quantize_rtn, gptq_block, search_grid and descend in AVX2; the kernels are in quantize.inl
+// and descend.inl.
 #if defined(__x86_64__)
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -20,6 +22,7 @@ namespace {
 
 #include "../common/grid.inl"
 #include "quantize.inl"
+#include "descend.inl"
 
 }  // namespace
 
@@ -29,6 +32,14 @@ void quantize_rtn_avx2(const RtnArgs& args) {
 
 void gptq_block_avx2(const GptqArgs& args) {
     gptq(args);
+}
+
+void search_grid_avx2(const SearchArgs& args) {
+    search(args);
+}
+
+void descend_avx2(const DescendArgs& args) {
+    descend_group(args);
 }
 
 }  // namespace mmq

@@ -1,6 +1,8 @@
-// quantize_rtn and gptq_block in AVX-512 (F, BW, DQ, VL); the kernels are in quantize.inl.
+// quantize_rtn, gptq_block, search_grid and descend in AVX-512 (F, BW, DQ, VL); the kernels are in quantize.inl
+// and descend.inl.
 #if defined(__x86_64__)
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -20,6 +22,7 @@ namespace {
 
 #include "../common/grid.inl"
 #include "quantize.inl"
+#include "descend.inl"
 
 }  // namespace
 
@@ -29,6 +32,14 @@ void quantize_rtn_avx512(const RtnArgs& args) {
 
 void gptq_block_avx512(const GptqArgs& args) {
     gptq(args);
+}
+
+void search_grid_avx512(const SearchArgs& args) {
+    search(args);
+}
+
+void descend_avx512(const DescendArgs& args) {
+    descend_group(args);
 }
 
 }  // namespace mmq

@@ -1,5 +1,7 @@
-// quantize_rtn and gptq_block in portable C++; the kernels are in quantize.inl.
+// quantize_rtn, gptq_block, search_grid and descend in portable C++; the kernels are in quantize.inl
+// and descend.inl.
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <vector>
@@ -16,6 +18,7 @@ namespace {
 
 #include "../common/grid.inl"
 #include "quantize.inl"
+#include "descend.inl"
 
 }  // namespace
 
@@ -25,6 +28,14 @@ void quantize_rtn_scalar(const RtnArgs& args) {
 
 void gptq_block_scalar(const GptqArgs& args) {
     gptq(args);
+}
+
+void search_grid_scalar(const SearchArgs& args) {
+    search(args);
+}
+
+void descend_scalar(const DescendArgs& args) {
+    descend_group(args);
 }
 
 }  // namespace mmq

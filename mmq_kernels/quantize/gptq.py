@@ -22,7 +22,8 @@ from torch import Tensor
 from mmq_kernels import ops
 from mmq_kernels.backends.blocks import grid_blocks
 from mmq_kernels.quantize.grids import search_grid
-from mmq_kernels.quantize.refine import best_of, refine
+from mmq_kernels.quantize.groups import settled_columns
+from mmq_kernels.quantize.refine import Refined, best_of, refine, row_errors
 from mmq_kernels.quantize.rtn import Quantized, check_finite, choose_scale_dtype
 from mmq_kernels.spec import PER_CHANNEL, QuantSpec, ceil_div
 
@@ -47,8 +48,8 @@ class GptqSettings:
     damping: added to the Hessian's diagonal, as a share of its mean.
     order: of the columns: "input", or "activation": those with the largest inputs first, and grouped by that order.
     grid: of a group: "minmax", or "search": the share of that range that its corrected weights want (grids.py).
-    rounds: of descent on codes, scales and zero points behind the columns (refine.py), and then of the columns once
-        more on the grids that it found and as many rounds again; of both results each row keeps the better one.
+    rounds: of descent on codes, scales and zero points behind the columns (refine.py). Above 0, groups also see descent
+        of their own before later columns make their errors good (groups.py).
     """
 
     damping: float = 0.01
@@ -169,13 +170,33 @@ def gptq(weight: Tensor, factor: Factor, spec: QuantSpec, settings: GptqSettings
     check_finite(weight)
     scale_dtype = choose_scale_dtype(weight, spec)
     current = weight.float() if factor.order is None else weight.float()[:, factor.order]
-    found = _columns(current, factor.upper, spec, scale_dtype, settings.grid == "search")
-    if settings.rounds:
-        hessian = factor.damped()
-        first = refine(current, hessian, found, spec, settings.rounds)
-        again = _columns(current, factor.upper, spec, scale_dtype, given=first.weight)
-        found = best_of(first, refine(current, hessian, again, spec, settings.rounds)).weight
+    search = settings.grid == "search"
+    if settings.rounds == 0:
+        found = _columns(current, factor.upper, spec, scale_dtype, search)
+    else:
+        found = _descended(current, factor, spec, scale_dtype, search, settings.rounds)
     return found if factor.order is None else _in_input_order(found, factor.order, spec)
+
+
+def _descended(
+    weight: Tensor, factor: Factor, spec: QuantSpec, scale_dtype: torch.dtype, search: bool, rounds: int
+) -> Quantized:
+    """Columns and `rounds` of descent on the whole Hessian behind them.
+
+    Groups that fit a block have seen descent of their own by then (groups.py). Of wider ones the columns are gone
+    through once more on the grids that descent found; each row keeps the better result.
+    """
+    hessian = factor.damped()
+    if spec.group_length(weight.shape[1]) <= BLOCK:
+        start = settled_columns(weight, factor.upper, spec, scale_dtype, search, BLOCK)
+        return refine(weight, hessian, start, spec, rounds).weight
+
+    def refined(found: Quantized) -> Refined:
+        return refine(weight, hessian, Refined(found, row_errors(weight, found, spec, hessian)), spec, rounds)
+
+    first = refined(_columns(weight, factor.upper, spec, scale_dtype, search))
+    again = _columns(weight, factor.upper, spec, scale_dtype, given=first.weight)
+    return best_of(first, refined(again)).weight
 
 
 def _columns(

@@ -50,52 +50,67 @@ def best_of(first: Refined, second: Refined) -> Refined:
     return Refined(Quantized(*parts), torch.minimum(first.errors, second.errors))
 
 
-def refine(weight: Tensor, hessian: Tensor, start: Quantized, spec: QuantSpec, rounds: int) -> Refined:
+def refine(weight: Tensor, hessian: Tensor, start: Refined, spec: QuantSpec, rounds: int) -> Refined:
     """Codes, scales and zero points from which no single step leads to a smaller error, or `rounds` on the way there.
+
+    A group's gradient is taken when the round comes to it, from what the groups before it have become; what its moves
+    d change of the errors is ``d . (G before + G after)``, so that no product of the whole weight is needed for that.
 
     Args:
         weight: fp32 ``[n, k]``.
         hessian: fp32 ``[k, k]``, damped: its diagonal is positive.
-        start: a quantized weight in the same order of columns.
+        start: a quantized weight in the same order of columns, and its errors.
     """
     k = weight.shape[1]
     length = spec.group_length(k)
-    codes, scale, zero = start.codes.clone(), start.scale.clone(), start.zero.clone()
-    dense = start.dequantize(spec)
-    difference = dense - weight
-    gradient = difference @ hessian
-    before = Refined(start, (difference * gradient).sum(1))
+    step = max(1, BLOCK // length) * length  # groups enough for an efficient product
+    codes, scale, zero = (part.clone() for part in start.weight[:3])
+    difference = start.weight.dequantize(spec).sub_(weight)
+    errors = start.errors.clone()
     for _ in range(rounds):
-        for group in range(spec.groups(k)):
-            columns = slice(group * length, min(k, (group + 1) * length))
-            part = _Group(
-                codes[:, columns],
-                scale[:, group].float(),
-                zero[:, group].float(),
-                hessian[columns, columns],
-                gradient[:, columns].clone(),
-            )
-            part.move_scale(scale.dtype)
-            if not spec.symmetric:
-                part.move_zero(spec)
-            part.move_codes(spec, scale.dtype)
-            moved = part.dense() - dense[:, columns]
-            dense[:, columns] += moved
-            gradient.addmm_(moved, hessian[columns])
-            codes[:, columns], scale[:, group], zero[:, group] = part.codes, part.scale, part.zero
-    errors = (torch.sub(dense, weight, out=difference) * gradient).sum(1)
-    return best_of(before, Refined(Quantized(codes, scale, zero), errors))
+        for first in range(0, k, step):
+            last = min(k, first + step)
+            gradient = difference @ hessian[:, first:last]
+            for begin in range(first, last, length):
+                columns, group = slice(begin, min(k, begin + length)), begin // length
+                inside = slice(begin - first, columns.stop - first)
+                part = Group(
+                    codes[:, columns],
+                    scale[:, group].float(),
+                    zero[:, group].float(),
+                    hessian[columns, columns],
+                    gradient[:, inside],
+                )
+                before = part.dense()
+                part.move(spec, scale.dtype)
+                moved = part.dense() - before
+                errors += (moved * (gradient[:, inside] + part.gradient)).sum(1)
+                difference[:, columns] += moved
+                codes[:, columns], scale[:, group], zero[:, group] = part.codes, part.scale, part.zero
+                if columns.stop < last:
+                    gradient[:, inside.stop :].addmm_(moved, hessian[columns, columns.stop : last])
+    return best_of(start, Refined(Quantized(codes, scale, zero), errors))
 
 
-class _Group:
-    """One group of columns on its way; `gradient` is kept true for what the group holds."""
+class Group:
+    """One group of columns on its way: ``codes [n, length]``, fp32 ``scale [n]``, ``zero [n]``.
+
+    ``gradient = D H`` of its own columns is kept true for what the group holds; the tensors given are not written to.
+    """
 
     def __init__(self, codes: Tensor, scale: Tensor, zero: Tensor, hessian: Tensor, gradient: Tensor) -> None:
         self.codes, self.scale, self.zero = codes, scale, zero
-        self.hessian, self.gradient = hessian, gradient
+        self.hessian, self.gradient = hessian, gradient.clone()
 
     def dense(self) -> Tensor:
         return self.scale[:, None] * (self.codes.float() - self.zero[:, None])
+
+    def move(self, spec: QuantSpec, dtype: torch.dtype) -> None:
+        """Scale, zero points where there are any, codes; `dtype` is that of the scale as stored."""
+        self.move_scale(dtype)
+        if not spec.symmetric:
+            self.move_zero(spec)
+        self.move_codes(spec, dtype)
 
     def move_scale(self, dtype: torch.dtype) -> None:
         direction = self.codes.float() - self.zero[:, None]

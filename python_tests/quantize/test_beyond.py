@@ -17,7 +17,7 @@ from mmq_kernels.nn import QuantLinear
 from mmq_kernels.quantize import GptqSettings, Quantized, gptq, quantize_weight
 from mmq_kernels.quantize.gptq import factorize, weighted_error
 from mmq_kernels.quantize.grids import search_grid
-from mmq_kernels.quantize.refine import _Group, best_of, refine
+from mmq_kernels.quantize.refine import Group, Refined, best_of, refine, row_errors
 from mmq_kernels.spec import QuantSpec
 
 ACTIVATION = GptqSettings(order="activation")
@@ -35,6 +35,10 @@ def layer(k: int = 256, n: int = 48) -> tuple[Tensor, Tensor, Tensor]:
 
 def error(weight: Tensor, found: Quantized, spec: QuantSpec, hessian: Tensor) -> float:
     return weighted_error(weight, found.dequantize(spec), hessian)
+
+
+def begun(weight: Tensor, found: Quantized, spec: QuantSpec, hessian: Tensor) -> Refined:
+    return Refined(found, row_errors(weight, found, spec, hessian))
 
 
 def damped(hessian: Tensor) -> Tensor:
@@ -138,7 +142,7 @@ def test_codes_move_as_in_plain_coordinate_descent(k, symmetric) -> None:
     weight = torch.randn(32, k)
     start = quantize_weight(weight, spec)
     gradient = (start.dequantize(spec) - weight) @ hessian
-    group = _Group(start.codes, start.scale[:, 0].float(), start.zero[:, 0].float(), hessian, gradient.clone())
+    group = Group(start.codes, start.scale[:, 0].float(), start.zero[:, 0].float(), hessian, gradient.clone())
     group.move_codes(spec, start.scale.dtype)
     expected = descended(weight, hessian, start, spec)
     assert (group.codes == expected).float().mean() > 0.995
@@ -151,7 +155,7 @@ def test_no_row_gets_worse_and_errors_are_those_of_the_result(spec) -> None:
     weight, hessian, _ = layer()
     hessian = damped(hessian)
     start = quantize_weight(weight, spec)
-    found = refine(weight, hessian, start, spec, 2)
+    found = refine(weight, hessian, begun(weight, start, spec, hessian), spec, 2)
 
     def rows(quantized: Quantized) -> Tensor:
         difference = quantized.dequantize(spec).double() - weight.double()
@@ -160,7 +164,7 @@ def test_no_row_gets_worse_and_errors_are_those_of_the_result(spec) -> None:
     assert (rows(found.weight) <= rows(start) * (1 + 1e-5)).all()
     assert rows(found.weight).sum() < 0.5 * rows(start).sum()
     torch.testing.assert_close(found.errors.double(), rows(found.weight), rtol=1e-3, atol=0)
-    more = refine(weight, hessian, start, spec, 4)
+    more = refine(weight, hessian, begun(weight, start, spec, hessian), spec, 4)
     assert more.errors.sum() <= found.errors.sum() * (1 + 1e-5)
 
 
@@ -170,7 +174,7 @@ def test_scales_stop_where_no_step_helps() -> None:
     weight, hessian = torch.randn(16, 64), damped(hessian_of(correlated(300, 64)))
     start = quantize_weight(weight, spec)
     gradient = (start.dequantize(spec) - weight) @ hessian
-    group = _Group(start.codes, start.scale[:, 0].float(), start.zero[:, 0].float(), hessian, gradient)
+    group = Group(start.codes, start.scale[:, 0].float(), start.zero[:, 0].float(), hessian, gradient)
     group.move_scale(torch.float16)
     direction = start.codes.double() - start.zero.double()
 
@@ -190,7 +194,10 @@ def test_the_better_of_two_is_taken_row_by_row() -> None:
     spec, hessian = QuantSpec(2, 32), damped(hessian)
     start = quantize_weight(weight, spec)
     shuffled = start._replace(codes=start.codes.flip(1))
-    one, other = refine(weight, hessian, start, spec, 1), refine(weight, hessian, shuffled, spec, 1)
+    one, other = (
+        refine(weight, hessian, begun(weight, start, spec, hessian), spec, 1),
+        refine(weight, hessian, begun(weight, shuffled, spec, hessian), spec, 1),
+    )
     both = best_of(one, other)
     assert torch.equal(both.errors, torch.minimum(one.errors, other.errors))
     wins = other.errors < one.errors
