@@ -264,6 +264,7 @@ PYBIND11_MODULE(_C, module) {
     mmq::bind_packing(module);
     mmq::bind_products(module);
     mmq::bind_quantizers(module);
+    mmq::bind_descent(module);
     module.def(
         "isa", [](const std::string& asked) { return std::string(mmq::kernels(asked).isa); },
         "instruction set in use", py::arg("isa") = "");

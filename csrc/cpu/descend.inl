@@ -8,7 +8,8 @@
 //             zero     one up, then one down, codes kept                                 where that helps
 //             code j   nearest to w^_j - g_j / H_jj, then g_i += moved_j * H_ji for i > j
 //
-// One fp32 operation at a time, sums in the order of the columns: all instruction sets agree bit for bit.
+// One fp32 operation at a time, sums in the order of the columns: all instruction sets agree bit for bit. Lanes are
+// vectorized by order: left to itself, GCC unrolls them into scalars first, which takes seven times as long.
 
 constexpr float kCoarseShares[] = {1.0f, 0.8f, 0.6f, 0.45f};
 constexpr float kFineSteps[] = {0.1f, -0.1f, 0.05f, -0.05f};
@@ -23,6 +24,7 @@ struct Grids {
 // What the shares in `tried` of the range cost.
 void try_shares(const SearchArgs& args, const GridRule& rule, const float* w, const float* low,
                 const float* high, Grids& tried) {
+#pragma omp simd
     for (int lane = 0; lane < kTileRows; ++lane) {
         const float share = tried.share[lane];
         rule.find(low[lane] * share, high[lane] * share, &tried.scale[lane], &tried.zero[lane]);
@@ -30,6 +32,7 @@ void try_shares(const SearchArgs& args, const GridRule& rule, const float* w, co
     }
     for (int64_t j = 0; j < args.columns; ++j, w += kTileRows) {
         const float importance = args.importance[j];
+#pragma omp simd
         for (int lane = 0; lane < kTileRows; ++lane) {
             const float code = encode(w[lane], tried.scale[lane], tried.zero[lane], rule.max_code);
             const float error = tried.scale[lane] * (code - tried.zero[lane]) - w[lane];
@@ -39,6 +42,7 @@ void try_shares(const SearchArgs& args, const GridRule& rule, const float* w, co
 }
 
 void keep_better(const Grids& tried, Grids& best) {
+#pragma omp simd
     for (int lane = 0; lane < kTileRows; ++lane) {
         if (!(tried.lost[lane] < best.lost[lane])) continue;
         best.share[lane] = tried.share[lane];
@@ -61,6 +65,7 @@ void search_tile(const SearchArgs& args, const GridRule& rule, int64_t first, fl
     load_tile(args.weight + first * args.weight_stride, args.weight_stride, count, args.columns, w);
     float low[kTileRows] = {}, high[kTileRows] = {};
     for (int64_t j = 0; j < args.columns; ++j) {
+#pragma omp simd
         for (int lane = 0; lane < kTileRows; ++lane) {
             const float value = w[j * kTileRows + lane];
             low[lane] = value < low[lane] ? value : low[lane];
@@ -76,6 +81,7 @@ void search_tile(const SearchArgs& args, const GridRule& rule, int64_t first, fl
         keep_better(tried, best);
     }
     for (const float step : kFineSteps) {
+#pragma omp simd
         for (int lane = 0; lane < kTileRows; ++lane)
             tried.share[lane] = clamp_to(best.share[lane] + step, kLeastShare, 1.0f);
         try_shares(args, rule, w, low, high, tried);
@@ -106,36 +112,45 @@ struct DescentTile {
     float scale[kTileRows], zero[kTileRows], gained[kTileRows];
 };
 
-// along = v H, four columns at a time so that their sums stay in registers.
-void multiply_by_hessian(const DescendArgs& args, DescentTile& tile) {
-    constexpr int kColumns = 4;
-    for (int64_t c = 0; c < args.columns; c += kColumns) {
-        const int64_t width = std::min<int64_t>(kColumns, args.columns - c);
-        float sums[kColumns][kTileRows] = {};
+// along = v H. Four columns at a time, so that their sums stay in registers; H is symmetric, so its rows are read.
+[[gnu::noinline]] void multiply_by_hessian(const DescendArgs& args, DescentTile& tile) {
+    for (int64_t c = 0; c < args.columns; c += 4) {
+        const int64_t last = args.columns - 1;
+        const float* h0 = args.hessian + c * args.hessian_stride;
+        const float* h1 = args.hessian + std::min(c + 1, last) * args.hessian_stride;
+        const float* h2 = args.hessian + std::min(c + 2, last) * args.hessian_stride;
+        const float* h3 = args.hessian + std::min(c + 3, last) * args.hessian_stride;
+        float s0[kTileRows] = {}, s1[kTileRows] = {}, s2[kTileRows] = {}, s3[kTileRows] = {};
         for (int64_t i = 0; i < args.columns; ++i) {
             const float* v = tile.centred + i * kTileRows;
-            const float* row = args.hessian + i * args.hessian_stride + c;
-            float h[kColumns] = {};
-            for (int64_t at = 0; at < width; ++at) h[at] = row[at];
-            for (int at = 0; at < kColumns; ++at)
-                for (int lane = 0; lane < kTileRows; ++lane) sums[at][lane] += v[lane] * h[at];
+#pragma omp simd
+            for (int lane = 0; lane < kTileRows; ++lane) s0[lane] += v[lane] * h0[i];
+#pragma omp simd
+            for (int lane = 0; lane < kTileRows; ++lane) s1[lane] += v[lane] * h1[i];
+#pragma omp simd
+            for (int lane = 0; lane < kTileRows; ++lane) s2[lane] += v[lane] * h2[i];
+#pragma omp simd
+            for (int lane = 0; lane < kTileRows; ++lane) s3[lane] += v[lane] * h3[i];
         }
-        std::memcpy(tile.along + c * kTileRows, sums, static_cast<size_t>(width) * sizeof sums[0]);
+        const float* sums[] = {s0, s1, s2, s3};
+        for (int64_t at = c; at < std::min(c + 4, args.columns); ++at)
+            std::memcpy(tile.along + at * kTileRows, sums[at - c], sizeof s0);
     }
 }
 
-void move_scale(const DescendArgs& args, DescentTile& tile) {
+[[gnu::noinline]] void move_scale(const DescendArgs& args, DescentTile& tile) {
     multiply_by_hessian(args, tile);
     float slope[kTileRows] = {}, curvature[kTileRows] = {}, step[kTileRows];
     for (int64_t at = 0; at < args.columns * kTileRows; at += kTileRows) {
+#pragma omp simd
         for (int lane = 0; lane < kTileRows; ++lane) {
             slope[lane] += tile.gradient[at + lane] * tile.centred[at + lane];
             curvature[lane] += tile.along[at + lane] * tile.centred[at + lane];
         }
     }
+#pragma omp simd
     for (int lane = 0; lane < kTileRows; ++lane) {
-        const float wanted =
-            round_to(tile.scale[lane] - slope[lane] / curvature[lane], args.scale_dtype);
+        const float wanted = round_to(tile.scale[lane] - slope[lane] / curvature[lane], args.scale_dtype);
         const float change = wanted - tile.scale[lane];
         const float gain = 2.0f * change * slope[lane] + change * change * curvature[lane];
         // NaN, infinity and signs that change fail these comparisons.
@@ -145,17 +160,20 @@ void move_scale(const DescendArgs& args, DescentTile& tile) {
         tile.gained[lane] += helps ? gain : 0.0f;
     }
     for (int64_t at = 0; at < args.columns * kTileRows; at += kTileRows)
+#pragma omp simd
         for (int lane = 0; lane < kTileRows; ++lane)
             tile.gradient[at + lane] += step[lane] * tile.along[at + lane];
 }
 
 // sums[c] = sum_i H_ic, total = sum of them.
-void move_zero(const DescendArgs& args, const GridRule& rule, const float* sums, float total,
-               DescentTile& tile) {
+[[gnu::noinline]] void move_zero(const DescendArgs& args, const GridRule& rule, const float* sums,
+                                 float total, DescentTile& tile) {
     for (const float step : {1.0f, -1.0f}) {
         float slope[kTileRows] = {}, taken[kTileRows], shift[kTileRows];
         for (int64_t at = 0; at < args.columns * kTileRows; at += kTileRows)
+#pragma omp simd
             for (int lane = 0; lane < kTileRows; ++lane) slope[lane] += tile.gradient[at + lane];
+#pragma omp simd
         for (int lane = 0; lane < kTileRows; ++lane) {
             const float zero = tile.zero[lane] + step, by = -tile.scale[lane] * step;
             const float gain = 2.0f * by * slope[lane] + by * by * total;
@@ -166,6 +184,7 @@ void move_zero(const DescendArgs& args, const GridRule& rule, const float* sums,
             tile.gained[lane] += helps ? gain : 0.0f;
         }
         for (int64_t j = 0; j < args.columns; ++j) {
+#pragma omp simd
             for (int lane = 0; lane < kTileRows; ++lane) {
                 tile.gradient[j * kTileRows + lane] += shift[lane] * sums[j];
                 tile.centred[j * kTileRows + lane] -= taken[lane];
@@ -174,12 +193,13 @@ void move_zero(const DescendArgs& args, const GridRule& rule, const float* sums,
     }
 }
 
-void move_codes(const DescendArgs& args, const GridRule& rule, DescentTile& tile) {
+[[gnu::noinline]] void move_codes(const DescendArgs& args, const GridRule& rule, DescentTile& tile) {
     for (int64_t j = 0; j < args.columns; ++j) {
         const float* row = args.hessian + j * args.hessian_stride;
         const float* gradient = tile.gradient + j * kTileRows;
         float* centred = tile.centred + j * kTileRows;
         float moved[kTileRows], most = 0.0f;
+#pragma omp simd
         for (int lane = 0; lane < kTileRows; ++lane) {
             const float now = tile.scale[lane] * centred[lane];
             const float wanted = now - gradient[lane] / row[j];
@@ -188,11 +208,13 @@ void move_codes(const DescendArgs& args, const GridRule& rule, DescentTile& tile
             moved[lane] = tile.scale[lane] * centred[lane] - now;
             tile.gained[lane] += moved[lane] * (2.0f * gradient[lane] + moved[lane] * row[j]);
         }
+#pragma omp simd reduction(max : most)
         for (int lane = 0; lane < kTileRows; ++lane) most = std::max(most, std::fabs(moved[lane]));
         if (most == 0.0f) continue;
         for (int64_t i = j + 1; i < args.columns; ++i) {
             float* right = tile.gradient + i * kTileRows;
             const float factor = row[i];
+#pragma omp simd
             for (int lane = 0; lane < kTileRows; ++lane) right[lane] += moved[lane] * factor;
         }
     }

@@ -7,11 +7,12 @@
 namespace mmq {
 namespace {
 
-constexpr Kernels kScalar = {"scalar", gemm_scalar, dequantize_scalar, quantize_rtn_scalar,
+constexpr Kernels kScalar = {"scalar",          gemm_scalar,        dequantize_scalar, quantize_rtn_scalar,
                              gptq_block_scalar, search_grid_scalar, descend_scalar};
 #if defined(__x86_64__)
-constexpr Kernels kAvx2 = {"avx2", gemm_avx2, dequantize_avx2, quantize_rtn_avx2, gptq_block_avx2, search_grid_avx2, descend_avx2};
-constexpr Kernels kAvx512 = {"avx512", gemm_avx512, dequantize_avx512, quantize_rtn_avx512,
+constexpr Kernels kAvx2 = {"avx2",          gemm_avx2,        dequantize_avx2, quantize_rtn_avx2,
+                           gptq_block_avx2, search_grid_avx2, descend_avx2};
+constexpr Kernels kAvx512 = {"avx512",          gemm_avx512,        dequantize_avx512, quantize_rtn_avx512,
                              gptq_block_avx512, search_grid_avx512, descend_avx512};
 #endif
 

@@ -14,6 +14,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from mmq_kernels.backends import descent
 from mmq_kernels.spec import QuantSpec
 
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu")
@@ -174,6 +175,27 @@ class Backend(ABC):
         grids = [(None, None)] * len(weight) if scale is None or zero is None else list(zip(scale, zero, strict=True))
         done = [self.gptq_block(w, h, *g, spec, scale_dtype) for w, h, g in zip(weight, hinv, grids, strict=True)]
         return tuple(torch.stack(parts) for parts in zip(*done, strict=True))  # type: ignore[return-value]
+
+    def search_grid(
+        self, weight: Tensor, importance: Tensor, spec: QuantSpec, scale_dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """See `mmq_kernels.ops.descent`."""
+        from mmq_kernels.backends.reference import range_grid
+
+        return descent.search_grid(weight, importance, spec, scale_dtype, range_grid)
+
+    def descend(
+        self,
+        gradient: Tensor,
+        hessian: Tensor,
+        codes: Tensor,
+        scale: Tensor,
+        zero: Tensor,
+        spec: QuantSpec,
+        scale_dtype: torch.dtype,
+    ) -> descent.Descended:
+        """See `mmq_kernels.ops.descent`."""
+        return descent.descend(gradient, hessian, codes, scale, zero, spec, scale_dtype, self.gptq_block)
 
 
 def transformed(x: Tensor, perm: Tensor | None, input_scale: Tensor | None) -> Tensor:

@@ -16,6 +16,7 @@ from mmq_kernels.backends import (
     transformed,
 )
 from mmq_kernels.backends.addresses import DTYPES, addresses, rows_in_memory
+from mmq_kernels.backends.descent import Descended
 from mmq_kernels.spec import QuantSpec, ceil_div
 
 TILE_ROWS = 16
@@ -193,6 +194,57 @@ class CpuBackend(Backend):
             isa,
         )
         return codes, error, grid_scale.to(scale_dtype), grid_zero
+
+    def search_grid(
+        self, weight: Tensor, importance: Tensor, spec: QuantSpec, scale_dtype: torch.dtype, isa: str = ""
+    ) -> tuple[Tensor, Tensor]:
+        n, columns = weight.shape
+        scale, zero = torch.empty(n), torch.empty(n, dtype=torch.uint8)
+        weight, importance = rows_in_memory(weight), importance.contiguous()
+        _native.module().search_grid(
+            weight.data_ptr(),
+            max(weight.stride(0), columns),
+            *addresses(importance, scale, zero),
+            spec.bits,
+            spec.symmetric,
+            n,
+            columns,
+            DTYPES.index(scale_dtype),
+            torch.get_num_threads(),
+            isa,
+        )
+        return scale.to(scale_dtype), zero
+
+    def descend(
+        self,
+        gradient: Tensor,
+        hessian: Tensor,
+        codes: Tensor,
+        scale: Tensor,
+        zero: Tensor,
+        spec: QuantSpec,
+        scale_dtype: torch.dtype,
+        isa: str = "",
+    ) -> Descended:
+        n, columns = codes.shape
+        gradient, hessian = rows_in_memory(gradient), rows_in_memory(hessian)
+        after = [part.clone(memory_format=torch.contiguous_format) for part in (codes, scale, zero)]
+        moved, gained = torch.empty(n, columns), torch.empty(n)
+        _native.module().descend(
+            gradient.data_ptr(),
+            max(gradient.stride(0), columns),
+            hessian.data_ptr(),
+            max(hessian.stride(0), columns),
+            *addresses(*after, moved, gained),
+            spec.bits,
+            spec.symmetric,
+            n,
+            columns,
+            DTYPES.index(scale_dtype),
+            torch.get_num_threads(),
+            isa,
+        )
+        return Descended(after[0], after[1], after[2], moved, gained)
 
 
 def _contiguous(runtime: RuntimeWeight) -> RuntimeWeight:

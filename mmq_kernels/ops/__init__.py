@@ -15,17 +15,20 @@ from mmq_kernels import backends
 from mmq_kernels.backends import RuntimeWeight
 from mmq_kernels.ops import checks, gradients
 from mmq_kernels.ops.choice import Choice, explain_all, forced_backend, select, use_backend
+from mmq_kernels.ops.descent import descend, search_grid
 from mmq_kernels.spec import QuantSpec
 
 __all__ = [
     "Choice",
     "dequantize",
+    "descend",
     "explain_all",
     "forced_backend",
     "gemm",
     "gptq_block",
     "pack",
     "quantize_rtn",
+    "search_grid",
     "select",
     "unpack",
     "use_backend",

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from mmq_kernels import ops
 from mmq_kernels.backends.blocks import grid_blocks
-from mmq_kernels.quantize.grids import search_grid
 from mmq_kernels.quantize.groups import settled_columns
 from mmq_kernels.quantize.refine import Refined, best_of, refine, row_errors
 from mmq_kernels.quantize.rtn import Quantized, check_finite, choose_scale_dtype
@@ -47,7 +46,7 @@ class GptqSettings:
     """Attributes:
     damping: added to the Hessian's diagonal, as a share of its mean.
     order: of the columns: "input", or "activation": those with the largest inputs first, and grouped by that order.
-    grid: of a group: "minmax", or "search": the share of that range that its corrected weights want (grids.py).
+    grid: of a group: "minmax", or "search": the share of that range that its corrected weights want .
     rounds: of descent on codes, scales and zero points behind the columns (refine.py). Above 0, groups also see descent
         of their own before later columns make their errors good (groups.py).
     """
@@ -231,7 +230,7 @@ def _columns(
             if grid_end != 0:
                 part = slice(start, grid_end or end)
                 if search:
-                    grid = search_grid(current[:, part], importance[part], spec, scale_dtype)
+                    grid = ops.search_grid(current[:, part], importance[part], spec, scale_dtype)
                 else:
                     grid = ops.quantize_rtn(current[:, part].contiguous(), inside, scale_dtype)[1:]
                 scales.append(grid[0].view(-1, 1))

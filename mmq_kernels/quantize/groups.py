@@ -9,7 +9,7 @@ is all that the layer's error ``tr(D H D^T)`` grows by if the later columns coul
 the groups is the error itself. S is the Schur complement of the Hessian, small enough to descend on (refine.py) at the
 cost of a block's work, where descent on the whole Hessian costs a product with it. So a group gets
 
-1. a grid searched for (grids.py), codes by GPTQ's loop, one round of descent on S;
+1. a grid searched for, codes by GPTQ's loop, one round of descent on S;
 2. codes by GPTQ's loop on the grid found that way, one round of descent on S;
 
 each row keeps the better of both, and the later columns are corrected by e as in algorithm 1 (arXiv 2210.17323).
@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from mmq_kernels import ops
-from mmq_kernels.quantize.grids import search_grid
-from mmq_kernels.quantize.refine import Group, Refined, best_of
+from mmq_kernels.quantize.refine import Refined, best_of
 from mmq_kernels.quantize.rtn import Quantized
 from mmq_kernels.spec import PER_CHANNEL, QuantSpec
 
@@ -75,7 +74,7 @@ def _settle(
     """One group ``[n, length]``: its codes and grids, and its scaled errors."""
     inside = QuantSpec(spec.bits, PER_CHANNEL, spec.symmetric)
     if search:
-        scale, zero = search_grid(weight, upper.diagonal() ** -2, spec, scale_dtype)
+        scale, zero = ops.search_grid(weight, upper.diagonal() ** -2, spec, scale_dtype)
     else:
         scale, zero = (grid[:, 0] for grid in ops.quantize_rtn(weight, inside, scale_dtype)[1:])
     one = torch.eye(len(upper), device=upper.device)
@@ -84,10 +83,10 @@ def _settle(
     results = []
     for _ in range(2):
         codes, scaled, _, _ = ops.gptq_block(weight, upper, scale[:, None], zero[:, None], inside, scale_dtype)
-        part = Group(codes, scale.float(), zero.float(), hessian, scaled @ inverse.t().neg())
-        part.move(spec, scale_dtype)
-        scale, zero = part.scale.to(scale_dtype), part.zero.to(torch.uint8)
-        scaled = (weight - part.dense()) @ inverse
+        gradient = scaled @ inverse.t().neg()
+        part = ops.descend(gradient, hessian, codes, scale.float(), zero, spec, scale_dtype)
+        scale, zero = part.scale.to(scale_dtype), part.zero
+        scaled = scaled - part.moved @ inverse
         results.append(Refined(Quantized(part.codes, scale[:, None], zero[:, None]), scaled.square().sum(1)))
     best = best_of(*results).weight
     return best, (weight - best.dequantize(inside)) @ inverse

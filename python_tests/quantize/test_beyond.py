@@ -11,12 +11,11 @@ from test_gptq import correlated, gptq_plain, hessian_of
 from tiny_vlms import assert_same_outputs, batches, make
 from torch import Tensor
 
-from mmq_kernels import checkpoint
+from mmq_kernels import checkpoint, ops
 from mmq_kernels.models import quantize_model
 from mmq_kernels.nn import QuantLinear
 from mmq_kernels.quantize import GptqSettings, Quantized, gptq, quantize_weight
 from mmq_kernels.quantize.gptq import factorize, weighted_error
-from mmq_kernels.quantize.grids import search_grid
 from mmq_kernels.quantize.refine import Group, Refined, best_of, refine, row_errors
 from mmq_kernels.spec import QuantSpec
 
@@ -89,7 +88,7 @@ def test_a_layer_made_of_it_computes_what_was_optimized() -> None:
 def test_a_searched_grid_is_never_worse_than_the_extremes(bits, symmetric) -> None:
     spec = QuantSpec(bits, -1, symmetric)
     weight, importance = torch.randn(300, 64) ** 3, torch.rand(64) + 0.1
-    scale, zero = search_grid(weight, importance, spec, torch.float16)
+    scale, zero = ops.search_grid(weight, importance, spec, torch.float16)
     codes = ((weight / scale.float()[:, None]).round() + zero.float()[:, None]).clamp(0, spec.max_code)
     back = scale.float()[:, None] * (codes - zero.float()[:, None])
     searched = ((back - weight).square() * importance).sum(1)
@@ -104,17 +103,17 @@ def test_rows_that_are_searched_in_slices_get_the_same_grids(monkeypatch) -> Non
     from mmq_kernels.quantize import grids
 
     weight, importance, spec = torch.randn(40, 24), torch.rand(24) + 0.1, QuantSpec(3)
-    whole = search_grid(weight, importance, spec, torch.float16)
+    whole = ops.search_grid(weight, importance, spec, torch.float16)
     monkeypatch.setattr(grids, "_WEIGHTS_AT_ONCE", {"cpu": 100})
     assert all(
-        torch.equal(a, b) for a, b in zip(whole, search_grid(weight, importance, spec, torch.float16), strict=True)
+        torch.equal(a, b) for a, b in zip(whole, ops.search_grid(weight, importance, spec, torch.float16), strict=True)
     )
 
 
 def test_hard_groups_have_finite_grids() -> None:
     weight = torch.stack([torch.zeros(16), torch.full((16,), 3.0), torch.full((16,), -1e-9), torch.rand(16)])
     for spec in (QuantSpec(2), QuantSpec(4, -1, True)):
-        scale, zero = search_grid(weight, torch.ones(16), spec, torch.float16)
+        scale, zero = ops.search_grid(weight, torch.ones(16), spec, torch.float16)
         assert scale.isfinite().all() and (scale > 0).all() and (zero <= spec.max_code).all()
 
 
