@@ -26,7 +26,7 @@ from mmq_kernels.checkpoint.partial import PartialRun
 from mmq_kernels.checkpoint.saving import save
 from mmq_kernels.checkpoint.shards import Folder
 from mmq_kernels.checkpoint.streamed import Streamed, Unfit
-from mmq_kernels.checkpoint.streaming import quantize_folder
+from mmq_kernels.checkpoint.streaming import SHARD_BYTES, quantize_folder
 from mmq_kernels.models import quantize_model
 from mmq_kernels.nn import QuantLinear
 from mmq_kernels.quantize import GptqSettings, Recipe
@@ -113,7 +113,8 @@ def _quantize_calibrated(
         streamed.finished = run.load
     hold = streamed.hold if streamed else in_memory
     report = quantize_model(model, recipe, batches, settings=settings, store=run, hold=hold, progress=progress)
-    save(model, out, recipe=str(recipe), source=source, hold=_in_stored_dtypes(model, source, streamed))
+    hold = _in_stored_dtypes(model, source, streamed)
+    save(model, out, recipe=str(recipe), source=source, hold=hold, max_shard_bytes=SHARD_BYTES)
     run.remove()
     return report.to_json()
 

@@ -32,7 +32,7 @@ from mmq_kernels.quantize.recipe import Recipe
 from mmq_kernels.quantize.rtn import quantize_weight
 from mmq_kernels.quantize.sequential import LayerReport, Progress
 
-SHARD_BYTES = 1_000_000_000
+SHARD_BYTES = 500_000_000
 """Of one output file; it is held in memory until it is full."""
 
 METHODS = frozenset({"rtn", "uniform"})

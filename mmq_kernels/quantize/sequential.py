@@ -112,8 +112,11 @@ def quantize_stages(
     with torch.no_grad(), without_cache(model), frozen(model):
         for stage in stages:
             walk: Walk | None = None
+            last = max(
+                (i for i, jobs in enumerate(stage.jobs) if any(j.method in CALIBRATED for j in jobs)), default=-1
+            )
             for index, (block, jobs) in enumerate(zip(stage.blocks, stage.jobs, strict=True)):
-                if stage.needs_data and batches and (walk is None or index == walk.end):
+                if index <= last and batches and (walk is None or index == walk.end):
                     walk = record(model, stage, batches, index)
                 with hold(block):
                     finished = store.load(block) if store else None
@@ -121,11 +124,11 @@ def quantize_stages(
                         install(model, *finished)
                         rows = finished[1]
                     else:
-                        rows = _quantize_block(model, walk, index, jobs, settings)
+                        rows = _quantize_block(model, walk if index <= last else None, index, jobs, settings)
                         if store:
                             store.save(block, _tensors(model, rows), rows)
                     reports += rows
-                    if walk:
+                    if walk and index < last:
                         walk.advance(model, index)
                 done += 1
                 if progress:

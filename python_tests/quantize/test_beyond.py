@@ -11,12 +11,13 @@ from test_gptq import correlated, gptq_plain, hessian_of
 from tiny_vlms import assert_same_outputs, batches, make
 from torch import Tensor
 
-from mmq_kernels import checkpoint, ops
+from mmq_kernels import _native, backends, checkpoint, ops
+from mmq_kernels.backends.descent import _Group
 from mmq_kernels.models import quantize_model
 from mmq_kernels.nn import QuantLinear
 from mmq_kernels.quantize import GptqSettings, Quantized, gptq, quantize_weight
 from mmq_kernels.quantize.gptq import factorize, weighted_error
-from mmq_kernels.quantize.refine import Group, Refined, best_of, refine, row_errors
+from mmq_kernels.quantize.refine import Refined, best_of, refine, row_errors
 from mmq_kernels.spec import QuantSpec
 
 ACTIVATION = GptqSettings(order="activation")
@@ -100,14 +101,14 @@ def test_a_searched_grid_is_never_worse_than_the_extremes(bits, symmetric) -> No
 
 
 def test_rows_that_are_searched_in_slices_get_the_same_grids(monkeypatch) -> None:
-    from mmq_kernels.quantize import grids
+    from mmq_kernels.backends import descent
 
     weight, importance, spec = torch.randn(40, 24), torch.rand(24) + 0.1, QuantSpec(3)
-    whole = ops.search_grid(weight, importance, spec, torch.float16)
-    monkeypatch.setattr(grids, "_WEIGHTS_AT_ONCE", {"cpu": 100})
-    assert all(
-        torch.equal(a, b) for a, b in zip(whole, ops.search_grid(weight, importance, spec, torch.float16), strict=True)
-    )
+    with ops.use_backend("reference"):
+        whole = ops.search_grid(weight, importance, spec, torch.float16)
+        monkeypatch.setattr(descent, "_WEIGHTS_AT_ONCE", {"cpu": 100})
+        sliced = ops.search_grid(weight, importance, spec, torch.float16)
+    assert all(torch.equal(a, b) for a, b in zip(whole, sliced, strict=True))
 
 
 def test_hard_groups_have_finite_grids() -> None:
@@ -141,8 +142,8 @@ def test_codes_move_as_in_plain_coordinate_descent(k, symmetric) -> None:
     weight = torch.randn(32, k)
     start = quantize_weight(weight, spec)
     gradient = (start.dequantize(spec) - weight) @ hessian
-    group = Group(start.codes, start.scale[:, 0].float(), start.zero[:, 0].float(), hessian, gradient.clone())
-    group.move_codes(spec, start.scale.dtype)
+    group = _Group(start.codes, start.scale[:, 0].float(), start.zero[:, 0].float(), hessian, gradient.clone())
+    group.move_codes(spec, start.scale.dtype, backends.backend("reference").gptq_block)
     expected = descended(weight, hessian, start, spec)
     assert (group.codes == expected).float().mean() > 0.995
     assert (expected != start.codes).float().mean() > 0.05, "or nothing had to move"
@@ -173,7 +174,7 @@ def test_scales_stop_where_no_step_helps() -> None:
     weight, hessian = torch.randn(16, 64), damped(hessian_of(correlated(300, 64)))
     start = quantize_weight(weight, spec)
     gradient = (start.dequantize(spec) - weight) @ hessian
-    group = Group(start.codes, start.scale[:, 0].float(), start.zero[:, 0].float(), hessian, gradient)
+    group = _Group(start.codes, start.scale[:, 0].float(), start.zero[:, 0].float(), hessian, gradient)
     group.move_scale(torch.float16)
     direction = start.codes.double() - start.zero.double()
 
@@ -241,3 +242,113 @@ def test_a_model_is_quantized_saved_and_loaded(kind, tmp_path) -> None:
     assert report.layers[first].error < before[first].error
     checkpoint.save(model, tmp_path / "out")
     assert_same_outputs(checkpoint.load(tmp_path / "out"), model)
+
+
+# --- compiled kernels -------------------------------------------------------------------------------------------------
+
+NATIVE = pytest.mark.skipif(backends.backend("cpu").why_unavailable() is not None, reason="no compiled kernels")
+GROUPS = [
+    (1, 1, 4, True, torch.float16),
+    (7, 33, 2, False, torch.float16),
+    (16, 128, 3, False, torch.bfloat16),
+    (50, 96, 5, True, torch.float32),
+    (33, 40, 8, False, torch.float32),
+    (19, 130, 7, True, torch.bfloat16),
+    (64, 32, 6, False, torch.float16),
+]
+
+
+def a_group(n: int, columns: int, bits: int, symmetric: bool, dtype: torch.dtype) -> tuple:
+    """Arguments of `ops.descend`, as slices of larger tensors, and the weight."""
+    torch.manual_seed(columns)
+    spec = QuantSpec(bits, -1, symmetric)
+    weight = torch.randn(n, columns) * 0.05
+    whole = damped(hessian_of(correlated(400, columns + 8)))
+    hessian = whole[:columns, :columns]
+    codes, scale, zero = ops.quantize_rtn(weight, spec, dtype)
+    dense = scale.float() * (codes.float() - zero.float())
+    gradient = torch.randn(n, columns + 5)
+    gradient[:, :columns] = (dense - weight) @ hessian
+    return weight, gradient[:, :columns], hessian, codes, scale[:, 0].float(), zero[:, 0], spec, dtype
+
+
+@NATIVE
+@pytest.mark.parametrize("case", GROUPS, ids=str)
+def test_compiled_descent_does_what_torch_does(case) -> None:
+    """Sums differ in their order, so codes at the edge may; errors are what each says, and no worse than before."""
+    weight, *arguments = a_group(*case)
+    gradient, hessian, codes, scale, zero, spec, dtype = arguments
+    before = [part.clone() for part in (gradient, codes, scale, zero)]
+    dense = scale[:, None] * (codes.float() - zero[:, None].float())
+
+    def rows(values: Tensor) -> Tensor:
+        difference = values.double() - weight.double()
+        return ((difference @ hessian.double()) * difference).sum(1)
+
+    found = {}
+    for name in ("cpu", "reference"):
+        with ops.use_backend(name):
+            found[name] = ops.descend(*arguments)
+        after = found[name]
+        values = after.scale[:, None] * (after.codes.float() - after.zero[:, None].float())
+        torch.testing.assert_close(values - dense, after.moved, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(after.gained.double(), rows(values) - rows(dense), rtol=1e-2, atol=1e-5)
+        assert (rows(values) <= rows(dense) * (1 + 1e-5) + 1e-9).all()
+        assert torch.equal(after.scale, after.scale.to(dtype).float()) and after.codes.max() <= spec.max_code
+    assert all(torch.equal(part, kept) for part, kept in zip((gradient, codes, scale, zero), before, strict=True))
+    one, other = found["cpu"], found["reference"]
+    assert (one.codes == other.codes).float().mean() > 0.98
+    assert (one.zero == other.zero).float().mean() > 0.9
+    torch.testing.assert_close(one.scale, other.scale, rtol=2e-2, atol=0)
+
+
+@NATIVE
+@pytest.mark.parametrize("case", GROUPS, ids=str)
+def test_every_instruction_set_descends_alike(case, monkeypatch) -> None:
+    weight, *arguments = a_group(*case)
+    cpu = backends.backend("cpu")
+    importance = torch.rand(weight.shape[1]) + 0.1
+    found = []
+    for threads in (1, 2):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        for isa in _native.isas():
+            found.append(
+                (*cpu.descend(*arguments, isa=isa), *cpu.search_grid(weight, importance, *case_spec(case), isa))
+            )
+    assert len(found) >= 2
+    for other in found[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
+def case_spec(case: tuple) -> tuple[QuantSpec, torch.dtype]:
+    return QuantSpec(case[2], -1, case[3]), case[4]
+
+
+@NATIVE
+@pytest.mark.parametrize("case", GROUPS, ids=str)
+def test_compiled_search_does_what_torch_does(case) -> None:
+    weight = torch.cat([a_group(*case)[0] ** 3, torch.zeros(2, case[1])])
+    importance, (spec, dtype) = torch.rand(case[1]) + 0.1, case_spec(case)
+    lost = []
+    for name in ("cpu", "reference"):
+        with ops.use_backend(name):
+            scale, zero = ops.search_grid(weight, importance, spec, dtype)
+        assert scale.dtype == dtype and zero.dtype == torch.uint8
+        codes = ((weight / scale.float()[:, None]).round() + zero.float()[:, None]).clamp(0, spec.max_code)
+        back = scale.float()[:, None] * (codes - zero.float()[:, None])
+        lost.append(((back - weight).square() * importance).sum(1))
+    torch.testing.assert_close(lost[0], lost[1], rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("gradient", lambda a: [a[0][:, 1:], *a[1:]]),
+        ("hessian", lambda a: [a[0], a[1][1:], *a[2:]]),
+        ("scale", lambda a: [*a[:3], a[3][1:], *a[4:]]),
+        ("zero", lambda a: [*a[:4], a[4][1:], *a[5:]]),
+    ],
+)
+def test_shapes_that_do_not_fit_are_named(name: str, change) -> None:
+    with pytest.raises(ValueError, match=f"{name} must have shape"):
+        ops.descend(*change(list(a_group(*GROUPS[1])[1:])))
