@@ -104,8 +104,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder} is no model: it has no {CONFIG}; give the folder that holds it")
     try:
         content = json.loads(path.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is no valid JSON ({error}); copy it again") from None
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is no valid JSON ({' '.join(str(error).split())}); copy it again") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} must hold an object, got {type(content).__name__}")
     return content

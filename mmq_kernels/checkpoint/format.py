@@ -4,7 +4,7 @@
 
     "quantization_config": {
         "quant_method": "mmq", "format_version": 1, "package_version": "0.1.0", "recipe": "language=rtn:4:g128",
-        "groups": [{"bits": 4, "group_size": 128, "symmetric": false, "activation_order": false,
+        "checksum": 2889440387, "groups": [{"bits": 4, "group_size": 128, "symmetric": false, "activation_order": false,
                     "input_scale": false, "dtype": "float32", "layers": ["language_model.lm_head", ...]}]
     }
 
@@ -14,6 +14,8 @@ transformers writes.
 
 from __future__ import annotations
 
+import json
+import zlib
 from typing import Any, Final, Literal, NamedTuple
 
 import torch
@@ -21,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from torch import nn
 
 from mmq_kernels import __version__
-from mmq_kernels.checkpoint.errors import CheckpointError
+from mmq_kernels.checkpoint.errors import CheckpointError, shortened
 from mmq_kernels.nn import QuantLinear
 from mmq_kernels.spec import QuantSpec
 
@@ -74,6 +76,13 @@ class Description(BaseModel):
     package_version: str = __version__
     recipe: str = ""
     groups: list[Group]
+    checksum: int | None = None
+
+    @property
+    def sum_of_groups(self) -> int:
+        """CRC-32 of the groups: a wrong bit width or group size can fit the tensors all the same."""
+        groups = [group.model_dump() for group in self.groups]
+        return zlib.crc32(json.dumps(groups, sort_keys=True).encode())
 
     @model_validator(mode="after")
     def _each_layer_once(self) -> Description:
@@ -83,6 +92,12 @@ class Description(BaseModel):
                 if name in seen:
                     raise ValueError(f"layer {name} must be in one group, got it in two")
                 seen.add(name)
+        return self
+
+    @model_validator(mode="after")
+    def _as_written(self) -> Description:
+        if self.checksum is not None and self.checksum != self.sum_of_groups:
+            raise ValueError(f"checksum must be that of the groups, {self.sum_of_groups}, got {self.checksum}")
         return self
 
     @property
@@ -108,7 +123,8 @@ def describe(layers: dict[str, Stored], recipe: str = "") -> Description:
         )
         for stored, alike in names.items()
     ]
-    return Description(recipe=recipe, groups=groups)
+    described = Description(recipe=recipe, groups=groups)
+    return described.model_copy(update={"checksum": described.sum_of_groups})
 
 
 def stored_layers(model: nn.Module) -> dict[str, Stored]:
@@ -155,7 +171,7 @@ def parse(content: Any, where: str) -> Description:
     version = content.get("format_version")
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{where}: {KEY}.format_version must be {FORMAT_VERSION}, got {version!r}; "
+            f"{where}: {KEY}.format_version must be {FORMAT_VERSION}, got {shortened(repr(version))}; "
             "install the mmq_kernels that wrote this folder"
         )
     try:
@@ -164,5 +180,5 @@ def parse(content: Any, where: str) -> Description:
         first = error.errors()[0]
         place = ".".join(str(part) for part in (KEY, *first["loc"]))
         message = first["msg"].removeprefix("Value error, ")
-        got = "" if first["type"] == "value_error" else f", got {first.get('input')!r}"
+        got = "" if first["type"] == "value_error" else f", got {shortened(repr(first.get('input')))}"
         raise CheckpointError(f"{where}: {place}: {message[0].lower()}{message[1:]}{got}") from None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
-from mmq_kernels.checkpoint.errors import CheckpointError
+from mmq_kernels.checkpoint.errors import CheckpointError, shortened
 from mmq_kernels.checkpoint.folder import CONFIG, GENERATION_CONFIG, read_config
 from mmq_kernels.checkpoint.format import KEY, Stored, parse
 from mmq_kernels.checkpoint.names import Names
@@ -62,7 +62,11 @@ def load(
 def read_generation_config(model: Any, path: Path) -> None:
     """Give a model that generates what the folder says about how."""
     if (path / GENERATION_CONFIG).is_file() and getattr(model, "generation_config", None) is not None:
-        model.generation_config = GenerationConfig.from_pretrained(path)
+        try:
+            model.generation_config = GenerationConfig.from_pretrained(path)
+        except Exception as error:  # whatever the class makes of values that it never expected
+            message = shortened(str(error) or type(error).__name__)
+            raise CheckpointError(f"{path / GENERATION_CONFIG} cannot be read: {message}") from error
 
 
 def load_processor(folder_or_hub_name: str | Path) -> Any:

@@ -80,9 +80,11 @@ class StoredLinear(nn.Module):
                 f"{self.name} was offloaded; packed layers must be on the device that computes them: give a device_map "
                 "without offloading (packed models are small)"
             )
-        stored = self.folder.entries[f"{self.name}.{own}"].dtype
-        # transformers 4 casts whatever is floating point to the model's dtype
-        return tensor if tensor.dtype == stored else self.folder.read(f"{self.name}.{own}").to(tensor.device)
+        # transformers 4 casts whatever is floating point to the model's dtype, and none looks at checksums
+        entry = self.folder.entries[f"{self.name}.{own}"]
+        if tensor.dtype != entry.dtype or entry.checksum is not None:
+            return self.folder.read(f"{self.name}.{own}").to(tensor.device)
+        return tensor
 
 
 def prepare(model: Any, description: Description, files: list[str] | None) -> None:

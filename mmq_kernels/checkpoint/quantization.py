@@ -111,7 +111,7 @@ def _quantize_calibrated(
     run = PartialRun(out, identity, resume=resume)
     if streamed:
         streamed.finished = run.load
-    hold = streamed.hold if streamed else in_memory
+    hold: Hold = streamed.hold if streamed else in_memory
     report = quantize_model(model, recipe, batches, settings=settings, store=run, hold=hold, progress=progress)
     hold = _in_stored_dtypes(model, source, streamed)
     save(model, out, recipe=str(recipe), source=source, hold=hold, max_shard_bytes=SHARD_BYTES)

@@ -1,6 +1,8 @@
 """Safetensors files, one tensor at a time: reading with checks, and writing shards as they fill.
 
 A file is ``u64 header length | JSON header | data``; the header gives each tensor's dtype, shape and place in the data.
+Files written here also say in the header's metadata what the CRC-32 of each tensor is, over name, dtype, shape and
+bytes, and reading holds them to it: what is not what was written is not loaded. Files of others need not.
 Tensors are read straight into memory of their own: nothing stays mapped, so a folder can be replaced while a
 model that came from it lives, and reading never costs more memory than one tensor.
 """
@@ -9,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,10 +20,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from mmq_kernels.checkpoint.errors import CheckpointError
+from mmq_kernels.checkpoint.errors import CheckpointError, shortened
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+CHECKSUMS = "mmq_crc32"
+"""Key in a file's metadata, of a JSON object: name of a tensor -> its `checksum`."""
+
 _MAX_HEADER = 100_000_000
 _DTYPES = {
     "F64": torch.float64,
@@ -43,6 +49,14 @@ class Entry(NamedTuple):
     shape: tuple[int, ...]
     start: int
     bytes: int
+    checksum: int | None = None
+
+
+def checksum(name: str, tensor: Tensor) -> int:
+    """CRC-32 of a tensor on the CPU: of its name, dtype and shape, and then of its bytes."""
+    about = f"{name} {tensor.dtype} {list(tensor.shape)} "
+    data = tensor.contiguous().view(-1).view(torch.uint8).numpy().data if tensor.numel() else b""
+    return zlib.crc32(data, zlib.crc32(about.encode(errors="surrogatepass")))
 
 
 def read_header(path: Path) -> dict[str, Entry]:
@@ -59,11 +73,13 @@ def read_header(path: Path) -> dict[str, Entry]:
         if size < 8 or length > min(size - 8, _MAX_HEADER):
             raise CheckpointError(f"{path} is no complete safetensors file ({size} bytes); copy it again")
         try:
-            header = json.loads(file.read(length))
-            header.pop("__metadata__", None)
-            entries = {name: _entry(fields, 8 + length) for name, fields in header.items()}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(f"{path} has a damaged safetensors header ({error}); copy it again") from None
+            header = json.loads(file.read(length), object_pairs_hook=_without_repeats)
+            metadata = header.pop("__metadata__", None) or {}
+            sums = json.loads(metadata.get(CHECKSUMS, "{}"))
+            entries = {name: _entry(fields, 8 + length, sums.get(name)) for name, fields in header.items()}
+        except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+            message = shortened(str(error) or type(error).__name__)
+            raise CheckpointError(f"{path} has a damaged safetensors header ({message}); copy it again") from None
     for name, entry in entries.items():
         if math.prod(entry.shape) * entry.dtype.itemsize != entry.bytes:
             raise CheckpointError(f"{path}: the header gives tensor {name} the wrong number of bytes; copy it again")
@@ -72,13 +88,25 @@ def read_header(path: Path) -> dict[str, Entry]:
     return dict(sorted(entries.items(), key=lambda item: item[1].start))
 
 
-def _entry(fields: dict[str, Any], data: int) -> Entry:
-    start, end = (int(offset) for offset in fields["data_offsets"])
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands in it twice")
+    return found
+
+
+def _entry(fields: dict[str, Any], data: int, sum_of_it: Any) -> Entry:
+    start, end = fields["data_offsets"]
+    sizes = fields["shape"]
     if fields["dtype"] not in _DTYPES:
         raise ValueError(f"dtype {fields['dtype']} is not known")
-    if not 0 <= start <= end:
-        raise ValueError(f"offsets {start}, {end}")
-    return Entry(_DTYPES[fields["dtype"]], tuple(int(s) for s in fields["shape"]), data + start, end - start)
+    if any(type(number) is not int for number in (start, end, *sizes)) or not (
+        sum_of_it is None or type(sum_of_it) is int
+    ):
+        raise ValueError(f"numbers that are no integers: {[start, end, *sizes, sum_of_it]}")
+    if not 0 <= start <= end or any(size < 0 for size in sizes):
+        raise ValueError(f"offsets {start}, {end}, shape {sizes}")
+    return Entry(_DTYPES[fields["dtype"]], tuple(sizes), data + start, end - start, sum_of_it)
 
 
 class Folder:
@@ -99,6 +127,7 @@ class Folder:
         self.path = path
         self.entries: dict[str, Entry] = {}
         self.files: dict[str, Path] = {}
+        self._written: dict[str, str] = {}  # names in the files, of tensors that have others by now
         listed: dict[str, str] | None = None
         if (path / INDEX).is_file():
             listed = _read_index(path / INDEX)
@@ -128,21 +157,22 @@ class Folder:
         """
         entry, path = self.entries[name], self.files[name]
         tensor = torch.empty(entry.shape, dtype=entry.dtype)
-        if entry.bytes == 0:
-            return tensor
         with path.open("rb", buffering=0) as file:
             file.seek(entry.start)
-            memory: memoryview = tensor.view(-1).view(torch.uint8).numpy().data
+            memory: memoryview = tensor.view(-1).view(torch.uint8).numpy().data if entry.bytes else memoryview(b"")
             done = 0
             while done < entry.bytes:
                 got = file.readinto(memory[done:])
                 if not got:
                     raise CheckpointError(f"{path} is truncated in tensor {name}; copy it again")
                 done += got
+        if entry.checksum is not None and checksum(self._written.get(name, name), tensor) != entry.checksum:
+            raise CheckpointError(f"{path}: tensor {name} is not what was written: its checksum differs; copy it again")
         return tensor
 
     def rename(self, names: dict[str, str]) -> None:
         """Call tensors by other names from now on: old name -> new name."""
+        self._written |= {new: self._written.pop(old, old) for old, new in names.items()}
         self.entries = {names.get(name, name): entry for name, entry in self.entries.items()}
         self.files = {names.get(name, name): file for name, file in self.files.items()}
 
@@ -153,11 +183,22 @@ class Folder:
 def _read_index(path: Path) -> dict[str, str]:
     try:
         listed = json.loads(path.read_text())["weight_map"]
-        if not all(isinstance(part, str) and Path(part).name == part for pair in listed.items() for part in pair[1:]):
-            raise ValueError("weight_map must map tensor names to file names of the same folder")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path} is no index of safetensors files ({error!r}); copy it again") from None
+        if not all(_is_file_name(file) for file in listed.values()):
+            raise ValueError("weight_map must map tensor names to safetensors files of the same folder")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        message = shortened(repr(error))
+        raise CheckpointError(f"{path} is no index of safetensors files ({message}); copy it again") from None
     return listed
+
+
+def _is_file_name(name: Any) -> bool:
+    return (
+        isinstance(name, str)
+        and name.endswith(".safetensors")
+        and Path(name).name == name
+        and "\0" not in name
+        and len(name.encode()) <= 255
+    )
 
 
 def _no_weights(path: Path) -> str:
@@ -222,7 +263,26 @@ class ShardWriter:
         return self.folder / f"part-{i:05}.safetensors"
 
     def _flush(self) -> None:
-        safetensors.torch.save_file(self._held, self._part(len(self._written)), metadata={"format": "pt"})
+        sums = json.dumps({name: checksum(name, tensor) for name, tensor in self._held.items()})
+        metadata = {"format": "pt", CHECKSUMS: sums}
+        path = self._part(len(self._written))
+        safetensors.torch.save_file(self._held, path, metadata=metadata)
+        _order_metadata(path)
         self._written.append(list(self._held))
         self._held, self._held_bytes = {}, 0
         self._addresses.clear()
+
+
+def _order_metadata(path: Path) -> None:
+    """Give a file's metadata the order of their keys: safetensors writes them in any, another one each time."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(ordered) > length:
+            raise CheckpointError(
+                f"{path}: the header must fit its {length} bytes in another order, got {len(ordered)}"
+            )
+        file.seek(8)
+        file.write(ordered.ljust(length))

@@ -13,10 +13,13 @@ import transformers
 from torch import Tensor, nn
 from transformers import AutoConfig
 
-from mmq_kernels.checkpoint.errors import CheckpointError
+from mmq_kernels.checkpoint.errors import CheckpointError, shortened
 from mmq_kernels.checkpoint.folder import CONFIG, read_config
 from mmq_kernels.checkpoint.format import KEY
 from mmq_kernels.nn import parameters_on_meta
+
+MOST_LAYERS = 10_000
+"""Of any part of a model."""
 
 _DERIVED = (r"(^|\.)position_ids$", r"rotary_emb\.inv_freq$")
 """Buffers that models compute themselves, and that older writers stored."""
@@ -49,14 +52,24 @@ def build_skeleton(folder: Path) -> nn.Module:
     content = read_config(folder)
     where = str(folder / CONFIG)
     model_class: Any = architecture(content, where)
+    _check_depth(content, where)
     try:
         config = AutoConfig.from_pretrained(folder)
         config.__dict__.pop(KEY, None)
         with parameters_on_meta(), _default_dtype(config.dtype or torch.float32):
             model = model_class(config)
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+    except Exception as error:  # whatever a class makes of values that it never expected
         raise CheckpointError(f"{where} does not describe a {model_class.__name__}: {_first_line(error)}") from error
     return model.eval().requires_grad_(False)
+
+
+def _check_depth(content: Any, where: str) -> None:
+    """Refuse to build models of so many layers that it would never end."""
+    if isinstance(content, dict):
+        for key, value in content.items():
+            if isinstance(value, int) and value > MOST_LAYERS and re.search("layer|depth|block", str(key)):
+                raise CheckpointError(f"{where}: {key} must be at most {MOST_LAYERS}, got {shortened(repr(value))}")
+            _check_depth(value, where)
 
 
 @contextlib.contextmanager
@@ -112,4 +125,4 @@ def is_derived(model: nn.Module, name: str) -> bool:
 
 
 def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return shortened(next(iter(str(error).strip().splitlines()), type(error).__name__))

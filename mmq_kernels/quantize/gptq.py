@@ -76,18 +76,23 @@ class Hessian:
     def __init__(self, k: int, device: torch.device) -> None:
         self._sum = torch.zeros(k, k, dtype=torch.float32, device=device)
         self._magnitude = torch.zeros(k, dtype=torch.float64, device=device)
+        self._scaled = False
         self.rows = 0
 
     def add(self, x: Tensor) -> None:
-        """Take in activations ``[..., k]``."""
+        """Take in activations ``[..., k]``; not after `value`."""
+        assert not self._scaled
         rows = x.detach().reshape(-1, x.shape[-1]).float()
         self._sum.addmm_(rows.t(), rows)
         self._magnitude += rows.abs().sum(0, dtype=torch.float64)
         self.rows += rows.shape[0]
 
     def value(self) -> Tensor:
-        """H; zero where nothing was seen."""
-        return self._sum * (2 / max(1, self.rows))
+        """H; zero where nothing was seen. Not a copy: it may be the largest thing in memory."""
+        if not self._scaled:
+            self._sum *= 2 / max(1, self.rows)
+            self._scaled = True
+        return self._sum
 
     def magnitude(self) -> Tensor:
         """``mean |x|`` of each channel, fp32 ``[k]``."""
@@ -128,25 +133,32 @@ def factorize(hessian: Tensor, settings: GptqSettings, name: str) -> Factor:
     Raises:
         QuantizationError: naming the layer, when the last attempt fails too.
     """
-    if not bool(torch.isfinite(hessian).all()):
+    if not bool(hessian.sum(dtype=torch.float64).isfinite()):
         raise QuantizationError(f"{name}: its calibration activations hold NaN or infinity")
     damping, order, ordered = settings.damping, None, hessian
     if settings.order == "activation":
         order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
         ordered = hessian[order][:, order]
     for _ in range(DAMPING_ATTEMPTS):
-        damped = _damped(ordered, damping)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not failed:
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not failed and bool(torch.isfinite(upper).all()):
-                return Factor(hessian, upper, damping, order)
+        upper = _upper(ordered, damping)
+        if upper is not None:
+            return Factor(hessian, upper, damping, order)
         warnings.warn(
             f"{name}: Hessian not positive definite at damping {damping:g}, trying {10 * damping:g}",
             stacklevel=2,
         )
         damping *= 10
     raise QuantizationError(f"{name}: Hessian not positive definite, damping raised to {damping / 10:g} in vain")
+
+
+def _upper(hessian: Tensor, damping: float) -> Tensor | None:
+    """The upper Cholesky factor of the damped inverse, or None; no more than two matrices at a time beside it."""
+    matrix, failed = torch.linalg.cholesky_ex(_damped(hessian, damping))
+    if failed:
+        return None
+    matrix = torch.cholesky_inverse(matrix)
+    matrix, failed = torch.linalg.cholesky_ex(matrix, upper=True)
+    return None if failed or not bool(matrix.sum(dtype=torch.float64).isfinite()) else matrix
 
 
 def _damped(hessian: Tensor, damping: float) -> Tensor:
