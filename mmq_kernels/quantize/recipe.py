@@ -19,14 +19,13 @@ The same rules as a list of objects, in YAML or JSON, make a recipe file.
 from __future__ import annotations
 
 import fnmatch
-import json
 import re
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
+from mmq_kernels.quantize.untrusted import expression, read_yaml, shortened
 from mmq_kernels.spec import BITS, PER_CHANNEL, QuantSpec
 
 COMPONENTS = ("vision", "connector", "language")
@@ -81,9 +80,10 @@ class Rule(BaseModel):
     def _target(cls, value: str) -> str:
         if value.startswith("re:"):
             try:
-                re.compile(value[3:])
-            except re.error as error:
-                raise ValueError(f"target must be a valid regular expression, got {value!r} ({error})") from None
+                expression(value[3:])
+            except ValueError as error:
+                got = shortened(repr(value))
+                raise ValueError(f"target must be a valid regular expression, got {got} ({error})") from None
         if not value:
             raise ValueError("target must be a component, 'all' or a pattern, got nothing")
         return value
@@ -165,13 +165,10 @@ class Recipe(BaseModel):
     def _from_file(cls, path: Path) -> Recipe:
         if not path.is_file():
             raise ValueError(f"recipe file {path} does not exist")
-        text = path.read_text()
         try:
-            content = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-        except (json.JSONDecodeError, yaml.YAMLError) as error:
-            raise ValueError(
-                f"recipe file {path} is no valid {path.suffix[1:]}: {' '.join(str(error).split())}"
-            ) from None
+            content = read_yaml(path)
+        except ValueError as error:
+            raise ValueError(f"recipe file {path} is no valid {path.suffix[1:]}: {error}") from None
         if isinstance(content, str):
             return cls.parse(content)
         return cls._from_content(content, str(path))
@@ -202,7 +199,7 @@ class Recipe(BaseModel):
 def matches(pattern: str, name: str) -> bool:
     """Whether a pattern (a glob, or ``re:`` and a regular expression for the whole name) selects a layer."""
     if pattern.startswith("re:"):
-        return re.fullmatch(pattern[3:], name) is not None
+        return expression(pattern[3:]).fullmatch(name) is not None
     return fnmatch.fnmatchcase(name, pattern)
 
 
@@ -256,5 +253,5 @@ def first_message(error: ValidationError) -> str:
     message = first["msg"].removeprefix("Value error, ")
     place = ".".join(str(part) for part in first["loc"])
     if first["type"] == "value_error":
-        return message
-    return f"{place}: {message[0].lower()}{message[1:]}, got {first.get('input')!r}"
+        return shortened(message, 500)
+    return f"{place}: {message[0].lower()}{message[1:]}, got {shortened(repr(first.get('input')))}"

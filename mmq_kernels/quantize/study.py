@@ -17,11 +17,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mmq_kernels.quantize.gptq import GptqSettings
 from mmq_kernels.quantize.recipe import KINDS, LEFT_ALONE, Recipe, Rule, first_message
+from mmq_kernels.quantize.untrusted import read_yaml, shortened
 
 AWQ_GROUP_SIZE = 128
 
@@ -85,9 +85,9 @@ def read_study_config(path: str | Path) -> tuple[Recipe, GptqSettings]:
     if not path.is_file():
         raise ValueError(f"configuration file {path} does not exist")
     try:
-        content = yaml.safe_load(path.read_text())  # JSON is YAML, and YAML lets a comma trail
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"configuration file {path} is no valid JSON: {' '.join(str(error).split())}") from None
+        content = read_yaml(path)  # JSON is YAML, and YAML lets a comma trail
+    except ValueError as error:
+        raise ValueError(f"configuration file {path} is no valid JSON: {error}") from None
     try:
         return study_recipe(content)
     except ValidationError as error:
@@ -111,7 +111,7 @@ def study_recipe(content: Any) -> tuple[Recipe, GptqSettings]:
     elif isinstance(content, dict) and content and content.keys() <= _AWQ_PARTS.keys():
         rules = list(_awq(content))
     else:
-        got = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
+        got = shortened(", ".join(map(str, content))) if isinstance(content, dict) else type(content).__name__
         raise ValueError(
             f"a configuration must be a list, or an object with the keys {', '.join(_GPTQ_PARTS)} (GPTQ) or "
             f"{', '.join(_AWQ_PARTS)} (AWQ), got {got or 'nothing'}"

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 from mmq_kernels.checkpoint.errors import CheckpointError
+from mmq_kernels.quantize.untrusted import expression
 
 
 def patterns(names: Sequence[str], others: Iterable[str]) -> list[str]:
@@ -23,24 +24,24 @@ def patterns(names: Sequence[str], others: Iterable[str]) -> list[str]:
         alike.setdefault(general, []).append(name)
     found: list[str] = []
     for general, own in alike.items():
-        expression = re.compile(general)
-        if len(own) > 1 and not any(expression.match(other) for other in others):
+        compiled = re.compile(general)
+        if len(own) > 1 and not any(compiled.match(other) for other in others):
             found.append(general)
         else:
             found += [f"{re.escape(name)}$" for name in own]
     return found
 
 
-def matches(expression: str, name: str, where: str) -> bool:
+def matches(pattern: str, name: str, where: str) -> bool:
     """Whether a regular expression of a config matches a name from its start.
 
     Raises:
         CheckpointError: where it is none, naming the config.
     """
     try:
-        return re.match(expression, name) is not None
-    except re.error as error:
-        raise CheckpointError(f"{where}: {expression!r} is no regular expression: {error}") from None
+        return expression(pattern).match(name) is not None
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {error}") from None
 
 
 def under(stem: str, name: str) -> bool:
