@@ -33,7 +33,10 @@ BLIP2 = (
     Round(Schedule(steps=1000, batch=32, learning_rate=4e-4, warmup=100), wordings=1),
 )
 TOWER = Schedule(steps=1600, batch=32, learning_rate=1.2e-3)
-LLAVA = Schedule(steps=6000, batch=16, learning_rate=1e-3)
+LLAVA = (
+    Schedule(steps=6000, batch=16, learning_rate=1e-3),
+    Schedule(steps=2000, batch=16, learning_rate=6e-4, warmup=100),
+)
 ITM = Schedule(steps=2000, batch=32, learning_rate=8e-4)
 
 
@@ -56,8 +59,8 @@ def _train_one(which: str, out: Path, scale: float, seed: int, device: str, thre
     torch.set_num_threads(threads)
     if which == "llava":
         store = partial(save, processor=make_llava_processor(), folder=out / which)
-        schedules = TOWER.scaled(scale), LLAVA.scaled(scale)
-        train_llava(*schedules, seed=seed, log=out / "llava.jsonl", device=device, save=store)
+        rounds = [schedule.scaled(scale) for schedule in LLAVA]
+        train_llava(TOWER.scaled(scale), rounds, seed=seed, log=out / "llava.jsonl", device=device, save=store)
         return
     vision = torch.load(out / "vision.pt", weights_only=True)
     retrieval = which == "itm"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -25,7 +25,7 @@ TOWER_STREAM, LLAVA_STREAM = 4, 5
 
 def train_llava(
     tower: Schedule,
-    whole: Schedule,
+    rounds: Sequence[Schedule],
     *,
     seed: int,
     log: Path,
@@ -47,19 +47,38 @@ def train_llava(
     parts = nn.ModuleDict({"vision": vision, "head": head})
     train(parts, tower_losses, tower, name="llava tower", log=log, snapshot=lambda: None)
 
-    rng = random.Random(f"questions {seed}")
+    first = 0
+    for number, schedule in enumerate(rounds):
+        train_round(model, head, schedule, number, first, seed=seed, log=log, save=save)
+        first += schedule.steps
+    return model
+
+
+def train_round(
+    model: LlavaForConditionalGeneration,
+    head: PatchHead,
+    schedule: Schedule,
+    number: int,
+    first: int,
+    *,
+    seed: int,
+    log: Path,
+    save: Callable[[LlavaForConditionalGeneration], None],
+) -> None:
+    """Round `number`, whose scenes go on behind those of the `first` steps before it, with a new optimizer."""
+    device = model.device
+    rng = random.Random(f"questions {seed} {number}")
     tokenizer = make_llava_processor().tokenizer
 
     def losses(step: int) -> dict[str, Tensor]:
-        scenes = draw_scenes(step, whole.batch, LLAVA_STREAM)
+        scenes = draw_scenes(first + step, schedule.batch, LLAVA_STREAM)
         batch = llava_batch(scenes, tokenizer, rng, asked=ASKED)
         patches, caption, answer = llava_losses(model, pixels(scenes).to(device), batch)
-        beside = 0.3 * whole.early(step) * head(patches, patch_labels(scenes).to(device))
+        beside = 0.3 * schedule.early(step) * head(patches, patch_labels(scenes).to(device))
         return {"caption": caption, "answer": answer, "patch": beside}
 
     parts = nn.ModuleDict({"model": model, "head": head})
-    train(parts, losses, whole, name="llava", log=log, snapshot=lambda: save(model))
-    return model
+    train(parts, losses, schedule, name="llava", log=log, snapshot=lambda: save(model))
 
 
 def llava_batch(
