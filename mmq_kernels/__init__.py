@@ -10,8 +10,7 @@ from mmq_kernels.ops import use_backend
 from mmq_kernels.spec import QuantSpec
 
 if TYPE_CHECKING:
-    from mmq_kernels.checkpoint import load, load_processor, quantize_checkpoint, save
-    from mmq_kernels.models import quantize_model
+    from mmq_kernels.checkpoint import load, load_processor, quantize_checkpoint, quantize_model, save
     from mmq_kernels.plugin import MMQConfig
 
 __version__ = "0.1.0"
@@ -35,7 +34,7 @@ _LAZY = {
     "load": "mmq_kernels.checkpoint",
     "load_processor": "mmq_kernels.checkpoint",
     "quantize_checkpoint": "mmq_kernels.checkpoint",
-    "quantize_model": "mmq_kernels.models",
+    "quantize_model": "mmq_kernels.checkpoint",
     "save": "mmq_kernels.checkpoint",
 }
 """What needs transformers is imported when it is first asked for."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from transformers import AutoConfig
 from mmq_kernels import __version__
 from mmq_kernels.checkpoint.errors import CheckpointError
 from mmq_kernels.checkpoint.folder import check_target, disk_bytes, read_config
-from mmq_kernels.checkpoint.format import KEY
+from mmq_kernels.checkpoint.format import KEY, describe, stored_layers
 from mmq_kernels.checkpoint.loading import (
     chosen_dtype,
     load,
@@ -27,7 +27,7 @@ from mmq_kernels.checkpoint.saving import save
 from mmq_kernels.checkpoint.shards import Folder
 from mmq_kernels.checkpoint.streamed import Streamed, Unfit
 from mmq_kernels.checkpoint.streaming import SHARD_BYTES, quantize_folder
-from mmq_kernels.models import quantize_model
+from mmq_kernels.models import QuantizationReport, quantization
 from mmq_kernels.nn import QuantLinear
 from mmq_kernels.quantize import GptqSettings, Recipe
 from mmq_kernels.quantize.sequential import Batch, Hold, Progress, in_memory
@@ -41,6 +41,18 @@ class Calibration(Protocol):
 
     def batches(self, model: Any, processor: Any) -> Sequence[Batch]:
         """Keyword arguments for calls of `model`."""
+
+
+def quantize_model(
+    model: Any, recipe: Recipe | str, batches: Iterable[Batch] = (), **options: Any
+) -> QuantizationReport:
+    """`mmq_kernels.models.quantize_model`, after which the model's config says what it holds.
+
+    So the model's own `save_pretrained` writes a folder that loads.
+    """
+    report = quantization.quantize_model(model, recipe, batches, **options)
+    model.config.quantization_config = describe(stored_layers(model), report.recipe).model_dump()
+    return report
 
 
 def quantize_checkpoint(
@@ -112,7 +124,9 @@ def _quantize_calibrated(
     if streamed:
         streamed.finished = run.load
     hold: Hold = streamed.hold if streamed else in_memory
-    report = quantize_model(model, recipe, batches, settings=settings, store=run, hold=hold, progress=progress)
+    report = quantization.quantize_model(
+        model, recipe, batches, settings=settings, store=run, hold=hold, progress=progress
+    )
     hold = _in_stored_dtypes(model, source, streamed)
     save(model, out, recipe=str(recipe), source=source, hold=hold, max_shard_bytes=SHARD_BYTES)
     run.remove()

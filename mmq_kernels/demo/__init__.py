@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-WEIGHTS = ("blip2", "blip2-itm")
+WEIGHTS = ("blip2", "blip2-itm", "llava")
 """Trained models that come with the package."""
 
 

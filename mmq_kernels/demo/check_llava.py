@@ -33,7 +33,8 @@ BATCH = 50
 def prompt(processor: LlavaProcessor, said: str) -> str:
     """What the chat template makes of an image and a text."""
     content = [{"type": "image"}, {"type": "text", "text": said}]
-    return processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    messages: Any = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(messages, add_generation_prompt=True)
 
 
 def answers(model: Any, processor: LlavaProcessor, scenes: list[Scene], said: list[str], tokens: int) -> list[str]:

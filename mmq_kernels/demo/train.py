@@ -59,8 +59,8 @@ def _train_one(which: str, out: Path, scale: float, seed: int, device: str, thre
     torch.set_num_threads(threads)
     if which == "llava":
         store = partial(save, processor=make_llava_processor(), folder=out / which)
-        rounds = [schedule.scaled(scale) for schedule in LLAVA]
-        train_llava(TOWER.scaled(scale), rounds, seed=seed, log=out / "llava.jsonl", device=device, save=store)
+        schedules = [schedule.scaled(scale) for schedule in LLAVA]
+        train_llava(TOWER.scaled(scale), schedules, seed=seed, log=out / "llava.jsonl", device=device, save=store)
         return
     vision = torch.load(out / "vision.pt", weights_only=True)
     retrieval = which == "itm"

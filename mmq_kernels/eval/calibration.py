@@ -176,7 +176,10 @@ def _processed(
     """What the model's own processor makes of images and texts, for whichever of both it takes."""
     images, texts = [[open_image(s.image)] for s in samples], [_said(processor, source, s) for s in samples]
     if hasattr(processor, "image_processor") and hasattr(processor, "tokenizer"):
-        made = processor(images=images, text=texts, padding=True, return_tensors="pt")
+        how: dict[str, Any] = {"padding": True, "truncation": source.task == "retrieval"}
+        if model.config.model_type.startswith("siglip"):
+            how["padding"] = "max_length"  # as it was trained
+        made = processor(images=images, text=texts, return_tensors="pt", **how)
     elif hasattr(processor, "image_mean") or hasattr(processor, "rescale_factor"):
         made = processor(images=[image for (image,) in images], return_tensors="pt")
     else:

@@ -128,6 +128,15 @@ def test_a_loaded_model_is_written_by_transformers(llava: Path, tmp_path: Path) 
     assert_same(transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "again"), model)
 
 
+def test_a_model_quantized_in_memory_is_written_by_transformers(tmp_path: Path) -> None:
+    model = make("llava")
+    mmq_kernels.quantize_model(model, RECIPE)
+    model.save_pretrained(tmp_path / "theirs")
+    assert_same(transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "theirs"), model)
+    mmq_kernels.save(model, tmp_path / "ours", recipe=RECIPE)
+    assert_same(mmq_kernels.load(tmp_path / "ours"), model)
+
+
 @pytest.mark.parametrize("device_map", ["auto", "cpu", {"": "cpu"}, {"model.language_model": "cpu", "": "cpu"}])
 def test_device_map(llava: Path, device_map: object) -> None:
     if device_map == "auto" and torch.cuda.is_available():

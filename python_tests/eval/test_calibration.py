@@ -92,3 +92,60 @@ def test_mistakes_are_named(world: Path, tmp_path: Path) -> None:
         _source(world, "retrieval").batches(model, processor)
     with pytest.raises(DataError, match="no data folder"):
         CalibrationSource((CalibrationData("caption", tmp_path / "nowhere"),)).batches(model, processor)
+
+
+# --- models with processors of their own ------------------------------------------------------------------------------
+
+
+def _others() -> dict[str, tuple[object, object, str]]:
+    """Model, processor and task: a dual encoder, a language model alone, a vision model alone."""
+    import transformers as tf
+    from tiny_families import TINY
+
+    from mmq_kernels.demo.architecture import make_tokenizer
+
+    tokenizer = make_tokenizer(retrieval=False)
+    tokenizer.model_max_length = 16
+    size = {"height": 32, "width": 32}
+    images = tf.CLIPImageProcessor(size=size, do_center_crop=False)
+    clip, llama, vit = (TINY[name].make() for name in ("clip", "llama", "vit"))
+    llama.resize_token_embeddings(len(tokenizer))
+    clip.text_model.resize_token_embeddings(len(tokenizer))
+    return {
+        "clip": (clip, tf.CLIPProcessor(images, tokenizer), "retrieval"),
+        "llama": (llama, tokenizer, "caption"),
+        "vit": (vit, tf.ViTImageProcessor(size=size), "caption"),
+    }
+
+
+@pytest.mark.parametrize("name", ["clip", "llama", "vit"])
+def test_every_model_is_called_as_its_processor_says(name: str, world: Path) -> None:
+    model, processor, task = _others()[name]
+    batches = _source(world, task).batches(model, processor)
+    assert len(batches) == 2
+    for batch in batches:
+        with torch.no_grad():
+            model(**batch)
+    assert ("pixel_values" in batches[0]) == (name != "llama")
+    assert ("input_ids" in batches[0]) == (name != "vit")
+    with pytest.raises(ModelMismatch, match="is calibrated on task"):
+        _source(world, "retrieval" if task != "retrieval" else "vqa").batches(model, processor)
+
+
+def test_llava_reads_references_behind_its_own_template(world: Path, tmp_path: Path) -> None:
+    """The shipped LLaVA: an image's tokens, the question, the answer; and from there to a checkpoint that runs."""
+    import mmq_kernels
+    from mmq_kernels.demo import weights_folder
+
+    folder = weights_folder("llava")
+    model, processor = mmq_kernels.load(folder, dtype=torch.float32), mmq_kernels.load_processor(folder)
+    source = _source(world, "caption", "vqa")
+    batches = source.batches(model, processor)
+    texts = processor.batch_decode(torch.cat([b["input_ids"][:1] for b in batches[-1:]]))
+    assert texts[0].count("<image>") == 64 and "assistant :" in texts[0] and "<unk>" not in texts[0]
+    report = mmq_kernels.quantize_checkpoint(folder, "all=gptq:3:g64", tmp_path / "out", calibration=source)
+    assert {layer["used"] for layer in report["layers"]} == {"gptq"}
+    quantized = mmq_kernels.load(tmp_path / "out", dtype=torch.float32)
+    with torch.no_grad():
+        before, after = (m(**batches[0]).logits for m in (model, quantized))
+    assert 0 < (after - before).square().mean() < 0.1 * before.square().mean()
