@@ -86,6 +86,7 @@ WAYS: dict[str, Way] = {
     "llm-compressor, mse": theirs("memoryless_mse"),
     "gptq": ours(GptqSettings(DAMPING)),
     "ordered": ours(GptqSettings(DAMPING, order="activation")),
+    "static": ours(GptqSettings(DAMPING, order="static")),
     "gptq+": ours(GptqSettings(DAMPING).beyond()),
 }
 

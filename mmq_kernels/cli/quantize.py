@@ -31,6 +31,10 @@ def quantize(
     damping: Annotated[
         float | None, typer.Option(help="Of GPTQ's Hessians, a share of the mean diagonal; default 0.01.")
     ] = None,
+    order: Annotated[
+        str | None, typer.Option(help="Of GPTQ's columns: input (default), activation, or static (and static groups).")
+    ] = None,
+    grid: Annotated[str | None, typer.Option(help="Of GPTQ's groups: minmax (default), or search.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on behind the blocks that a killed run left.")] = False,
     device: Annotated[str | None, typer.Option(help="Default: cuda if there is one, else cpu.")] = None,
     json: Json = False,
@@ -49,8 +53,8 @@ def quantize(
         parsed, settings = read_study_config(config)
     else:
         raise ValueError(f"one of --recipe and --config must be given, got {'neither' if config is None else 'both'}")
-    if damping is not None:
-        settings = replace(settings, damping=damping)
+    given = {"damping": damping, "order": order, "grid": grid}
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     source = CalibrationSource.parse(calibrate or [], samples, seed)
     with progress_bar(f"quantizing {model}") as bar:
         report = quantize_checkpoint(

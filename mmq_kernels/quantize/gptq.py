@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mmq_kernels import ops
 from mmq_kernels.backends.blocks import grid_blocks
+from mmq_kernels.backends.reference import encode
 from mmq_kernels.quantize.groups import settled_columns
 from mmq_kernels.quantize.refine import Refined, best_of, refine, row_errors
 from mmq_kernels.quantize.rtn import Quantized, check_finite, choose_scale_dtype
@@ -37,7 +38,7 @@ class QuantizationError(RuntimeError):
     """A layer that cannot be quantized as asked, by name."""
 
 
-ORDERS = ("input", "activation")
+ORDERS = ("input", "activation", "static")
 GRIDS = ("minmax", "search")
 
 
@@ -45,7 +46,9 @@ GRIDS = ("minmax", "search")
 class GptqSettings:
     """Attributes:
     damping: added to the Hessian's diagonal, as a share of its mean.
-    order: of the columns: "input", or "activation": those with the largest inputs first, and grouped by that order.
+    order: of the columns: "input"; "activation": those with the largest inputs first, and grouped by that order; or
+        "static": in that order too, but grouped as the input has them, on the grids of the weights as given, so that a
+        layer needs no index of its columns' groups.
     grid: of a group: "minmax", or "search": the share of that range that its corrected weights want .
     rounds: of descent on codes, scales and zero points behind the columns (refine.py). Above 0, groups also see descent
         of their own before later columns make their errors good (groups.py).
@@ -67,7 +70,8 @@ class GptqSettings:
 
     def beyond(self) -> GptqSettings:
         """These, and all that makes GPTQ better: what the method "gptq+" stands for."""
-        return replace(self, order="activation", grid="search", rounds=max(self.rounds, 1))
+        order = "activation" if self.order == "input" else self.order
+        return replace(self, order=order, grid="search", rounds=max(self.rounds, 1))
 
 
 class Hessian:
@@ -136,7 +140,7 @@ def factorize(hessian: Tensor, settings: GptqSettings, name: str) -> Factor:
     if not bool(hessian.sum(dtype=torch.float64).isfinite()):
         raise QuantizationError(f"{name}: its calibration activations hold NaN or infinity")
     damping, order, ordered = settings.damping, None, hessian
-    if settings.order == "activation":
+    if settings.order != "input":
         order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
         ordered = hessian[order][:, order]
     for _ in range(DAMPING_ATTEMPTS):
@@ -180,13 +184,51 @@ def gptq(weight: Tensor, factor: Factor, spec: QuantSpec, settings: GptqSettings
     """
     check_finite(weight)
     scale_dtype = choose_scale_dtype(weight, spec)
-    current = weight.float() if factor.order is None else weight.float()[:, factor.order]
     search = settings.grid == "search"
+    if settings.order == "static":
+        return _static(weight.float(), factor, spec, scale_dtype, search, settings.rounds)
+    current = weight.float() if factor.order is None else weight.float()[:, factor.order]
     if settings.rounds == 0:
         found = _columns(current, factor.upper, spec, scale_dtype, search)
     else:
         found = _descended(current, factor, spec, scale_dtype, search, settings.rounds)
     return found if factor.order is None else _in_input_order(found, factor.order, spec)
+
+
+def _static(
+    weight: Tensor, factor: Factor, spec: QuantSpec, scale_dtype: torch.dtype, search: bool, rounds: int
+) -> Quantized:
+    """Columns by activation on the grids of groups as the input has them; descent goes on in that order."""
+    k, order = weight.shape[1], factor.order
+    assert order is not None
+    scale, zero = ops.quantize_rtn(weight, spec, scale_dtype)[1:]
+    length = spec.group_length(k)
+    if search:
+        importance = torch.empty_like(weight[0]).index_copy_(0, order, factor.upper.diagonal() ** -2)
+        for group in range(spec.groups(k)):
+            inside = slice(group * length, min(k, (group + 1) * length))
+            scale[:, group], zero[:, group] = ops.search_grid(weight[:, inside], importance[inside], spec, scale_dtype)
+    groups = order // length
+    scales, zeros, current = scale.float()[:, groups], zero.float()[:, groups], weight[:, order]
+    codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
+    for start in range(0, k, BLOCK):
+        end = min(k, start + BLOCK)
+        block = current[:, start:end].t().contiguous()  # a column is a row here, and in one piece
+        upper = factor.upper[start:end, start:end]
+        errors = torch.empty_like(block)
+        for j in range(end - start):
+            s, z = scales[:, start + j], zeros[:, start + j]
+            code = encode(block[j], s, z, spec)
+            codes[:, order[start + j]] = code
+            errors[j] = (block[j] - s * (code.float() - z)) / upper[j, j]
+            block[j + 1 :].addr_(upper[j, j + 1 :], errors[j], alpha=-1)
+        current[:, end:].addmm_(errors.t(), factor.upper[start:end, end:], alpha=-1)
+    found = Quantized(codes, scale, zero)
+    if rounds:
+        hessian = _damped(factor.hessian, factor.damping)
+        start_at = Refined(found, row_errors(weight, found, spec, hessian))
+        found = refine(weight, hessian, start_at, spec, rounds).weight
+    return found
 
 
 def _descended(

@@ -138,14 +138,15 @@ def _gptq(parts: dict[str, _Gptq]) -> Iterator[Rule]:
 def _settings(parts: dict[str, _Gptq]) -> GptqSettings:
     """What holds for the whole run must be the same in all of its parts."""
     for part, found in parts.items():
-        if found.use_static_groups:
-            raise ValueError(f"{part}.use_static_groups must be false, got true")
-    for field in ("percent_dampening", "use_act_order"):
+        if found.use_static_groups and not found.use_act_order:
+            raise ValueError(f"{part}.use_static_groups must be false where use_act_order is, got true")
+    for field in ("percent_dampening", "use_act_order", "use_static_groups"):
         values = {getattr(found, field) for found in parts.values()}
         if len(values) > 1:
             raise ValueError(f"{field} must be the same for all parts, got {', '.join(map(str, sorted(values)))}")
     first = next(iter(parts.values()))
-    return GptqSettings(first.percent_dampening, "activation" if first.use_act_order else "input")
+    ordered = "static" if first.use_static_groups else "activation"
+    return GptqSettings(first.percent_dampening, ordered if first.use_act_order else "input")
 
 
 def _awq(parts: dict[str, Any]) -> Iterator[Rule]:

@@ -218,7 +218,7 @@ def test_gptq_plus_is_far_ahead_of_gptq_with_activation_order(spec, share) -> No
 
 
 def test_settings_are_checked_by_name() -> None:
-    with pytest.raises(ValueError, match="order must be one of input, activation, got 'desc'"):
+    with pytest.raises(ValueError, match="order must be one of input, activation, static, got 'desc'"):
         GptqSettings(order="desc")
     with pytest.raises(ValueError, match="grid must be one of minmax, search, got 'mse'"):
         GptqSettings(grid="mse")
@@ -352,3 +352,47 @@ def test_compiled_search_does_what_torch_does(case) -> None:
 def test_shapes_that_do_not_fit_are_named(name: str, change) -> None:
     with pytest.raises(ValueError, match=f"{name} must have shape"):
         ops.descend(*change(list(a_group(*GROUPS[1])[1:])))
+
+
+# --- static groups ----------------------------------------------------------------------------------------------------
+
+
+def static_by_hand(weight: Tensor, hessian: Tensor, spec: QuantSpec, damping: float) -> Tensor:
+    """GPTQ in float64 as published, columns by activation, each on the grid that its group had to begin with."""
+    k, length = weight.shape[1], spec.group_length(weight.shape[1])
+    order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
+    h = hessian[order][:, order].double()
+    h = h + damping * float(hessian.diagonal().mean()) * torch.eye(k)
+    upper = torch.linalg.cholesky(torch.linalg.inv(h), upper=True)
+    scale, zero = (grid.double() for grid in ops.quantize_rtn(weight, spec, torch.float16)[1:])
+    w, back = weight.double()[:, order].clone(), torch.empty_like(weight, dtype=torch.float64)
+    for j in range(k):
+        s, z = scale[:, order[j] // length], zero[:, order[j] // length]
+        quantized = s * (((w[:, j] / s).round() + z).clamp(0, spec.max_code) - z)
+        back[:, order[j]] = quantized
+        w[:, j + 1 :] -= ((w[:, j] - quantized) / upper[j, j])[:, None] * upper[j, j + 1 :]
+    return back
+
+
+@pytest.mark.parametrize("spec", [*SETTINGS, QuantSpec(4, 48), QuantSpec(3)], ids=str)
+def test_static_groups_are_gptq_as_published(spec) -> None:
+    weight, hessian, _ = layer()
+    settings = GptqSettings(order="static")
+    found = gptq(weight, factorize(hessian, settings, "layer"), spec, settings)
+    assert found.g_idx is None
+    expected = static_by_hand(weight, hessian, spec, settings.damping)
+    ours, by_hand = (weighted_error(weight, back.float(), hessian) for back in (found.dequantize(spec), expected))
+    assert abs(ours / by_hand - 1) < 0.01
+    assert torch.isclose(found.dequantize(spec).double(), expected, atol=1e-6).float().mean() > 0.9
+
+
+def test_static_groups_go_beyond_too() -> None:
+    weight, hessian, _ = layer()
+    spec = QuantSpec(2, 32)
+    plain, more = GptqSettings(order="static"), GptqSettings(order="static").beyond()
+    assert more.order == "static"
+    errors = [
+        error(weight, gptq(weight, factorize(hessian, settings, "layer"), spec, settings), spec, hessian)
+        for settings in (plain, more)
+    ]
+    assert errors[1] < 0.8 * errors[0]

@@ -94,7 +94,10 @@ BAD = [
         '[{"model_part": "VIT", "layer_group": "ALL", "layer_type": "MLP", "num_bits": 9}]',
         "bits must be an integer from 2 to 8, or 16, got 9",
     ),
-    ('{"vision": {"bits": 4, "use_static_groups": true}}', "vision.use_static_groups must be false, got true"),
+    (
+        '{"vision": {"bits": 4, "use_static_groups": true}}',
+        "vision.use_static_groups must be false where use_act_order is, got true",
+    ),
     (
         '{"vision": {"bits": 4}, "language": {"bits": 4, "percent_dampening": 0.1}}',
         "percent_dampening must be the same for all parts, got 0.01, 0.1",
