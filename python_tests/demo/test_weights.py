@@ -10,7 +10,7 @@ import torch
 
 from mmq_kernels import checkpoint
 from mmq_kernels import eval as evaluation
-from mmq_kernels.demo import weights_folder
+from mmq_kernels.demo import check_llava, weights_folder
 from mmq_kernels.demo.architecture import vocabulary
 from mmq_kernels.demo.check import HELD_OUT_SEED, PARTS, measure, rounded
 from mmq_kernels.demo.scenes import make_scene
@@ -177,3 +177,13 @@ def test_what_was_optimized_is_what_runs() -> None:
     with torch.no_grad():
         got, wanted = (m(pixel_values=pixels, input_ids=words).logits for m in (packed, plain))
     assert (got - wanted).abs().max() <= 1e-5 * wanted.abs().max()
+
+
+def test_llava_describes_and_answers_through_its_own_template() -> None:
+    """The miniature LLaVA, called as any LLaVA is; two bits for its tower cost it most of that."""
+    scenes = [make_scene(HELD_OUT_SEED + 1000 + i) for i in range(50)]
+    whole = check_llava.measure(model("llava"), processor("llava"), scenes, 3)
+    assert whole["vqa"] > 0.8 and whole["exact"] > 0.45
+    with rounded(model("llava"), check_llava.PARTS["vision"], QuantSpec(2, 64)) as coarse:
+        low = check_llava.measure(coarse, processor("llava"), scenes, 3)
+    assert low["vqa"] < whole["vqa"] - 0.1 and low["caption_nll"] > 2 * whole["caption_nll"]
