@@ -6,7 +6,6 @@ transformers puts each tensor of a file into the buffer of its name. So a linear
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -165,12 +164,8 @@ def _folder_of(model: Any, files: list[str] | None) -> Path:
     if files:
         return Path(files[0]).parent
     name, commit = model.config._name_or_path, getattr(model.config, "_commit_hash", None)
-    for file in _candidates():
+    for file in (INDEX, SINGLE):
         found = cached_file(name, file, _commit_hash=commit, _raise_exceptions_for_missing_entries=False)
         if found is not None:
             return Path(found).parent
     raise CheckpointError(f"{name} has no {SINGLE} and no {INDEX}; load packed models from a folder or the hub")
-
-
-def _candidates() -> Iterator[str]:
-    yield from (INDEX, SINGLE)

@@ -62,10 +62,6 @@ class Producer:
                 bias[rows] = (bias[rows].float() / scale).to(bias.dtype)
         return scale
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Its parameters, which `absorb` changes."""
-        return {name: parameter.detach() for name, parameter in self.module.named_parameters(recurse=False)}
-
 
 def fold(producer: Producer, layers: Sequence[nn.Linear], scale: Tensor) -> Tensor:
     """Move a scale ``[k]`` from the layers' input into what makes it; gives the scale that the layers' weights got."""
