@@ -116,8 +116,14 @@ class Streamed:
         for inner, module in self.model.get_submodule(block).named_modules():
             for own, parameter in module.named_parameters(recurse=False):
                 name = ".".join(part for part in (block, inner, own) if part)
-                found[name] = (module if isinstance(module, nn.Linear) else None, parameter)
+                # Models ask a layer that they have yet to call for its dtype.
+                empty = place(self.model, name, torch.empty_like(parameter, dtype=self._dtype_of(name)))
+                found[name] = (module if isinstance(module, nn.Linear) else None, empty)
         return found
+
+    def _dtype_of(self, name: str) -> torch.dtype:
+        home = self._homes[name]
+        return target_dtype(self.model, home, self.folder.entries[home].dtype, self._dtype)
 
     def _read(self, names: Iterator[str] | dict[str, Any]) -> None:
         """Fill tensors; a tied one is read once."""
@@ -126,8 +132,7 @@ class Streamed:
             home = self._homes[name]
             if home not in there:
                 tensor = self.folder.read(home)
-                dtype = target_dtype(self.model, home, tensor.dtype, self._dtype)
-                there[home] = place(self.model, name, tensor.to(self._device, dtype))
+                there[home] = place(self.model, name, tensor.to(self._device, self._dtype_of(name)))
             else:
                 place(self.model, name, there[home])
 

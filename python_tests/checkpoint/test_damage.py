@@ -48,7 +48,7 @@ def edit_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], objec
 
 def edit_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     content = json.loads((folder / "config.json").read_text())
-    if "quantization_config" in content:
+    if isinstance(content.get("quantization_config"), dict):
         content["quantization_config"].pop("checksum", None)  # what is changed on purpose is not held against it
     change(content)
     (folder / "config.json").write_text(json.dumps(content))

@@ -80,11 +80,11 @@ def test_names_that_transformers_gives_to_files(name: str, tmp_path: Path) -> No
         assert all(torch.equal(tensor, digest[1][key]) for key, tensor in digest[0].items())
 
 
-def test_half_precision_is_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", [*TINY, *BLIP2])
+def test_half_precision_is_kept(name: str, tmp_path: Path) -> None:
     """On the CPU a model in fp16 is computed in fp32, block by block; what is left alone comes out as it went in."""
-    model = make("llava", torch.float16)
-    save(model, tmp_path / "source")
-    quantize_checkpoint(tmp_path / "source", "language/mlp=gptq:4:g16", tmp_path / "out", calibration=Data("llava"))
+    save(make(name, torch.float16), tmp_path / "source")
+    quantize_checkpoint(tmp_path / "source", "all=gptq:4:g16", tmp_path / "out", calibration=Data(name))
     before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("source", "out"))
     kept = before.keys() & after.keys()
     assert kept and all(after[name].dtype == torch.float16 for name in kept)
