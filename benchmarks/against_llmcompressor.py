@@ -28,7 +28,7 @@ from torch import Tensor
 
 from mmq_kernels.bench.record import Row, append, provenance
 from mmq_kernels.quantize import GptqSettings, gptq
-from mmq_kernels.quantize.gptq import BLOCK, factorize
+from mmq_kernels.quantize.gptq import factorize
 from mmq_kernels.spec import PER_CHANNEL, QuantSpec
 
 try:
@@ -64,7 +64,7 @@ def theirs(observer: str | None) -> Way:
             zero_point=grid["zero_point"][None],
             global_scale=None,
             quant_args=args,
-            blocksize=BLOCK,
+            blocksize=GptqSettings().block_size,
             percdamp=DAMPING,
         )
         if bool(gave_up.any()):

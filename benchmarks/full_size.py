@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -43,6 +42,7 @@ from mmq_kernels.checkpoint.folder import write_config, written_beside
 from mmq_kernels.checkpoint.format import describe
 from mmq_kernels.checkpoint.shards import ShardWriter
 from mmq_kernels.checkpoint.skeleton import places, tied_names
+from mmq_kernels.cli.devices import peak_bytes
 from mmq_kernels.nn import parameters_on_meta
 
 RECIPE = "all=rtn:4:g128"
@@ -127,16 +127,6 @@ def caption(folder: Path) -> dict[str, Any]:
 
 
 STEPS: dict[str, Callable[[Path], dict[str, Any]]] = {"build": build, "quantize": quantize, "caption": caption}
-
-
-def peak_bytes() -> int:
-    """Most resident memory this process ever had."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
-        return int(line.split()[1]) * 1024
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def run_step(name: str, folder: Path, threads: int) -> dict[str, Any]:

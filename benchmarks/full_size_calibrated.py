@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from full_size import peak_bytes, write_random
+from full_size import write_random
 from tables import RESULTS
 from torch import nn
 from transformers import Blip2ForConditionalGeneration, LlavaConfig, LlavaForConditionalGeneration
@@ -34,6 +34,7 @@ from mmq_kernels.bench.models import blip2_config
 from mmq_kernels.bench.record import append, provenance
 from mmq_kernels.checkpoint import disk_bytes, quantization, quantize_checkpoint
 from mmq_kernels.checkpoint.skeleton import build_skeleton
+from mmq_kernels.cli.devices import peak_bytes
 from mmq_kernels.models.families import blocks_of, family_of
 
 SAMPLES, BATCH, WORDS = 16, 8, 32

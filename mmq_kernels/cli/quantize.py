@@ -34,7 +34,9 @@ def quantize(
     order: Annotated[
         str | None, typer.Option(help="Of GPTQ's columns: input (default), activation, or static (and static groups).")
     ] = None,
-    grid: Annotated[str | None, typer.Option(help="Of GPTQ's groups: minmax (default), or search.")] = None,
+    grid: Annotated[str | None, typer.Option(help="Of GPTQ's groups: minmax (default), percentile, or search.")] = None,
+    percentile: Annotated[float | None, typer.Option(help="Of --grid percentile; default 99.")] = None,
+    block_size: Annotated[int | None, typer.Option(help="Columns of a block of GPTQ's; default 128.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on behind the blocks that a killed run left.")] = False,
     device: Annotated[str | None, typer.Option(help="Default: cuda if there is one, else cpu.")] = None,
     json: Json = False,
@@ -42,7 +44,7 @@ def quantize(
 ) -> None:
     """Quantize any part of MODEL to 2..8 bits and write a checkpoint that `mmq_kernels.load` runs."""
     from mmq_kernels.checkpoint.quantization import quantize_checkpoint
-    from mmq_kernels.cli.devices import chosen_device
+    from mmq_kernels.cli.devices import chosen_device, peak_bytes
     from mmq_kernels.eval.calibration import CalibrationSource
     from mmq_kernels.quantize import GptqSettings, Recipe, read_study_config
 
@@ -53,7 +55,13 @@ def quantize(
         parsed, settings = read_study_config(config)
     else:
         raise ValueError(f"one of --recipe and --config must be given, got {'neither' if config is None else 'both'}")
-    given = {"damping": damping, "order": order, "grid": grid}
+    given = {
+        "damping": damping,
+        "order": order,
+        "grid": grid,
+        "percentile": percentile,
+        "block_size": block_size,
+    }
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     source = CalibrationSource.parse(calibrate or [], samples, seed)
     with progress_bar(f"quantizing {model}") as bar:
@@ -67,7 +75,7 @@ def quantize(
             device=chosen_device(device),
             progress=bar,
         )
-    facts = report | {"out": str(out), "seconds": round(time.perf_counter() - started, 2)}
+    facts = report | {"out": str(out), "seconds": round(time.perf_counter() - started, 2), "peak_bytes": peak_bytes()}
     if json:
         print_json(facts)
     else:
@@ -84,5 +92,5 @@ def _print(facts: dict[str, Any]) -> None:
     before, after = facts["source_bytes"], facts["disk_bytes"]
     console.print(
         f"{facts['out']}: {after / 1e6:,.1f} MB on disk, {after / before:.2f} of the source's {before / 1e6:,.1f} MB, "
-        f"in {facts['seconds']:.1f} s"
+        f"in {facts['seconds']:.1f} s, with {facts['peak_bytes'] / 1e9:.2f} GB of memory at most"
     )

@@ -22,13 +22,11 @@ from torch import Tensor
 from mmq_kernels import ops
 from mmq_kernels.backends.blocks import grid_blocks
 from mmq_kernels.backends.reference import encode
+from mmq_kernels.quantize.grids import Grid
 from mmq_kernels.quantize.groups import settled_columns
 from mmq_kernels.quantize.refine import Refined, best_of, refine, row_errors
 from mmq_kernels.quantize.rtn import Quantized, check_finite, choose_scale_dtype
 from mmq_kernels.spec import PER_CHANNEL, QuantSpec, ceil_div
-
-BLOCK = 128
-"""Columns a block has at most; a block never splits a group of this size or less."""
 
 DAMPING_ATTEMPTS = 5
 """How often damping is raised tenfold before a Hessian is given up."""
@@ -39,7 +37,6 @@ class QuantizationError(RuntimeError):
 
 
 ORDERS = ("input", "activation", "static")
-GRIDS = ("minmax", "search")
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,10 @@ class GptqSettings:
     order: of the columns: "input"; "activation": those with the largest inputs first, and grouped by that order; or
         "static": in that order too, but grouped as the input has them, on the grids of the weights as given, so that a
         layer needs no index of its columns' groups.
-    grid: of a group: "minmax", or "search": the share of that range that its corrected weights want .
+    grid: of a group: "minmax", "percentile", or "search": the share of its range that its corrected weights want.
+    percentile: of the grid "percentile", above 50 and at most 100.
+    block_size: columns after which errors are carried on to all later columns; a group of this size or less is never
+        split. Without descent, results differ by rounding only.
     rounds: of descent on codes, scales and zero points behind the columns (refine.py). Above 0, groups also see descent
         of their own before later columns make their errors good (groups.py).
     """
@@ -57,21 +57,29 @@ class GptqSettings:
     damping: float = 0.01
     order: str = "input"
     grid: str = "minmax"
+    percentile: float = Grid.percentile
+    block_size: int = 128
     rounds: int = 0
 
     def __post_init__(self) -> None:
         if not 0 < self.damping <= 1:
             raise ValueError(f"damping must be above 0 and at most 1, got {self.damping}")
-        for name, value, values in (("order", self.order, ORDERS), ("grid", self.grid, GRIDS)):
-            if value not in values:
-                raise ValueError(f"{name} must be one of {', '.join(values)}, got {value!r}")
-        if type(self.rounds) is not int or self.rounds < 0:
-            raise ValueError(f"rounds must be an integer of at least 0, got {self.rounds!r}")
+        if self.order not in ORDERS:
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {self.order!r}")
+        self.grids()
+        for name, value, least in (("block_size", self.block_size, 1), ("rounds", self.rounds, 0)):
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
+
+    def grids(self) -> Grid:
+        """How grids are found."""
+        return Grid(self.grid, self.percentile)
 
     def beyond(self) -> GptqSettings:
         """These, and all that makes GPTQ better: what the method "gptq+" stands for."""
         order = "activation" if self.order == "input" else self.order
-        return replace(self, order=order, grid="search", rounds=max(self.rounds, 1))
+        grid = "search" if self.grid == "minmax" else self.grid
+        return replace(self, order=order, grid=grid, rounds=max(self.rounds, 1))
 
 
 class Hessian:
@@ -184,35 +192,32 @@ def gptq(weight: Tensor, factor: Factor, spec: QuantSpec, settings: GptqSettings
     """
     check_finite(weight)
     scale_dtype = choose_scale_dtype(weight, spec)
-    search = settings.grid == "search"
     if settings.order == "static":
-        return _static(weight.float(), factor, spec, scale_dtype, search, settings.rounds)
+        return _static(weight.float(), factor, spec, scale_dtype, settings)
     current = weight.float() if factor.order is None else weight.float()[:, factor.order]
     if settings.rounds == 0:
-        found = _columns(current, factor.upper, spec, scale_dtype, search)
+        found = _columns(current, factor.upper, spec, scale_dtype, settings)
     else:
-        found = _descended(current, factor, spec, scale_dtype, search, settings.rounds)
+        found = _descended(current, factor, spec, scale_dtype, settings)
     return found if factor.order is None else _in_input_order(found, factor.order, spec)
 
 
 def _static(
-    weight: Tensor, factor: Factor, spec: QuantSpec, scale_dtype: torch.dtype, search: bool, rounds: int
+    weight: Tensor, factor: Factor, spec: QuantSpec, scale_dtype: torch.dtype, settings: GptqSettings
 ) -> Quantized:
     """Columns by activation on the grids of groups as the input has them; descent goes on in that order."""
     k, order = weight.shape[1], factor.order
     assert order is not None
-    scale, zero = ops.quantize_rtn(weight, spec, scale_dtype)[1:]
     length = spec.group_length(k)
-    if search:
-        importance = torch.empty_like(weight[0]).index_copy_(0, order, factor.upper.diagonal() ** -2)
-        for group in range(spec.groups(k)):
-            inside = slice(group * length, min(k, (group + 1) * length))
-            scale[:, group], zero[:, group] = ops.search_grid(weight[:, inside], importance[inside], spec, scale_dtype)
+    importance = torch.empty_like(weight[0]).index_copy_(0, order, factor.upper.diagonal() ** -2)
+    parts = zip(weight.split(length, 1), importance.split(length), strict=True)
+    grids = [settings.grids().of_group(*part, spec, scale_dtype) for part in parts]
+    scale, zero = (torch.stack(found, 1) for found in zip(*grids, strict=True))
     groups = order // length
     scales, zeros, current = scale.float()[:, groups], zero.float()[:, groups], weight[:, order]
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
-    for start in range(0, k, BLOCK):
-        end = min(k, start + BLOCK)
+    for start in range(0, k, settings.block_size):
+        end = min(k, start + settings.block_size)
         block = current[:, start:end].t().contiguous()  # a column is a row here, and in one piece
         upper = factor.upper[start:end, start:end]
         errors = torch.empty_like(block)
@@ -224,31 +229,32 @@ def _static(
             block[j + 1 :].addr_(upper[j, j + 1 :], errors[j], alpha=-1)
         current[:, end:].addmm_(errors.t(), factor.upper[start:end, end:], alpha=-1)
     found = Quantized(codes, scale, zero)
-    if rounds:
+    if settings.rounds:
         hessian = _damped(factor.hessian, factor.damping)
         start_at = Refined(found, row_errors(weight, found, spec, hessian))
-        found = refine(weight, hessian, start_at, spec, rounds).weight
+        found = refine(weight, hessian, start_at, spec, settings.rounds).weight
     return found
 
 
 def _descended(
-    weight: Tensor, factor: Factor, spec: QuantSpec, scale_dtype: torch.dtype, search: bool, rounds: int
+    weight: Tensor, factor: Factor, spec: QuantSpec, scale_dtype: torch.dtype, settings: GptqSettings
 ) -> Quantized:
-    """Columns and `rounds` of descent on the whole Hessian behind them.
+    """Columns and rounds of descent on the whole Hessian behind them.
 
     Groups that fit a block have seen descent of their own by then (groups.py). Of wider ones the columns are gone
     through once more on the grids that descent found; each row keeps the better result.
     """
     hessian = factor.damped()
-    if spec.group_length(weight.shape[1]) <= BLOCK:
-        start = settled_columns(weight, factor.upper, spec, scale_dtype, search, BLOCK)
+    rounds = settings.rounds
+    if spec.group_length(weight.shape[1]) <= settings.block_size:
+        start = settled_columns(weight, factor.upper, spec, scale_dtype, settings.grids(), settings.block_size)
         return refine(weight, hessian, start, spec, rounds).weight
 
     def refined(found: Quantized) -> Refined:
         return refine(weight, hessian, Refined(found, row_errors(weight, found, spec, hessian)), spec, rounds)
 
-    first = refined(_columns(weight, factor.upper, spec, scale_dtype, search))
-    again = _columns(weight, factor.upper, spec, scale_dtype, given=first.weight)
+    first = refined(_columns(weight, factor.upper, spec, scale_dtype, settings))
+    again = _columns(weight, factor.upper, spec, scale_dtype, settings, first.weight)
     return best_of(first, refined(again)).weight
 
 
@@ -257,40 +263,37 @@ def _columns(
     upper: Tensor,
     spec: QuantSpec,
     scale_dtype: torch.dtype,
-    search: bool = False,
+    settings: GptqSettings,
     given: Quantized | None = None,
 ) -> Quantized:
     """The loop over the columns.
 
     Args:
         weight: fp32 ``[n, k]``; not modified.
-        search: whether grids are searched for instead of taken from the extremes.
+        settings: how grids are found, and how wide blocks are.
         given: grids to use as they are.
     """
-    current = weight.clone()
+    current, grids, most = weight.clone(), settings.grids(), settings.block_size
     k = weight.shape[1]
     length, inside = spec.group_length(k), QuantSpec(spec.bits, PER_CHANNEL, spec.symmetric)
     importance = upper.diagonal() ** -2  # of column j: what is left of its error once all later columns have made good
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     scales: list[Tensor] = []
     zeros: list[Tensor] = []
-    for start, end, grid_end in grid_blocks(k, spec, min(length, BLOCK) if search else BLOCK):
+    for start, end, grid_end in grid_blocks(k, spec, most if grids.in_loop else min(length, most)):
         scale = zero = None
         small = grid_end is None  # the block holds whole groups, of which the op finds the grids
         if given is not None:
             groups = slice(start // length, ceil_div(end, length))
             scale, zero = given.scale[:, groups], given.zero[:, groups]
-        elif search or not small:
+        elif not (small and grids.in_loop):
             if grid_end != 0:
                 part = slice(start, grid_end or end)
-                if search:
-                    grid = ops.search_grid(current[:, part], importance[part], spec, scale_dtype)
-                else:
-                    grid = ops.quantize_rtn(current[:, part].contiguous(), inside, scale_dtype)[1:]
+                grid = grids.of_group(current[:, part], importance[part], spec, scale_dtype)
                 scales.append(grid[0].view(-1, 1))
                 zeros.append(grid[1].view(-1, 1))
             scale, zero = scales[-1], zeros[-1]
-        block_spec = spec if small and not search else inside
+        block_spec = spec if small and grids.in_loop else inside
         codes[:, start:end], error, found_scale, found_zero = ops.gptq_block(
             current[:, start:end].contiguous(),
             upper[start:end, start:end].contiguous(),

@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 
 from mmq_kernels import ops
+from mmq_kernels.quantize.grids import Grid
 from mmq_kernels.quantize.refine import Refined, best_of
 from mmq_kernels.quantize.rtn import Quantized
 from mmq_kernels.spec import PER_CHANNEL, QuantSpec
 
 
 def settled_columns(
-    weight: Tensor, upper: Tensor, spec: QuantSpec, scale_dtype: torch.dtype, search: bool, block: int
+    weight: Tensor, upper: Tensor, spec: QuantSpec, scale_dtype: torch.dtype, grids: Grid, block: int
 ) -> Refined:
     """The loop over the columns, group by group.
 
@@ -35,7 +36,7 @@ def settled_columns(
         weight: fp32 ``[n, k]``; not modified.
         upper: fp32 ``[k, k]``, upper Cholesky factor of the damped inverse Hessian.
         spec: its groups have at most `block` columns.
-        search: whether grids are searched for instead of taken from the extremes.
+        grids: how grids are found.
         block: columns after which errors are carried on to all later ones.
 
     Returns:
@@ -56,7 +57,7 @@ def settled_columns(
             end, group = min(last, begin + length), begin // length
             inside = slice(begin - first, end - first)
             found, scaled[:, inside] = _settle(
-                part[:, inside].contiguous(), upper[begin:end, begin:end].contiguous(), spec, scale_dtype, search
+                part[:, inside].contiguous(), upper[begin:end, begin:end].contiguous(), spec, scale_dtype, grids
             )
             codes[:, begin:end] = found.codes
             scale[:, group], zero[:, group] = found.scale[:, 0], found.zero[:, 0]
@@ -69,14 +70,11 @@ def settled_columns(
 
 
 def _settle(
-    weight: Tensor, upper: Tensor, spec: QuantSpec, scale_dtype: torch.dtype, search: bool
+    weight: Tensor, upper: Tensor, spec: QuantSpec, scale_dtype: torch.dtype, grids: Grid
 ) -> tuple[Quantized, Tensor]:
     """One group ``[n, length]``: its codes and grids, and its scaled errors."""
     inside = QuantSpec(spec.bits, PER_CHANNEL, spec.symmetric)
-    if search:
-        scale, zero = ops.search_grid(weight, upper.diagonal() ** -2, spec, scale_dtype)
-    else:
-        scale, zero = (grid[:, 0] for grid in ops.quantize_rtn(weight, inside, scale_dtype)[1:])
+    scale, zero = grids.of_group(weight, upper.diagonal() ** -2, spec, scale_dtype)
     one = torch.eye(len(upper), device=upper.device)
     inverse = torch.linalg.solve_triangular(upper, one, upper=True)
     hessian = inverse @ inverse.t()

@@ -220,12 +220,13 @@ def test_gptq_plus_is_far_ahead_of_gptq_with_activation_order(spec, share) -> No
 def test_settings_are_checked_by_name() -> None:
     with pytest.raises(ValueError, match="order must be one of input, activation, static, got 'desc'"):
         GptqSettings(order="desc")
-    with pytest.raises(ValueError, match="grid must be one of minmax, search, got 'mse'"):
+    with pytest.raises(ValueError, match="grid must be one of minmax, percentile, search, got 'mse'"):
         GptqSettings(grid="mse")
     with pytest.raises(ValueError, match="rounds must be an integer of at least 0, got -1"):
         GptqSettings(rounds=-1)
-    assert GptqSettings(0.01, "activation", "search", 1) == BEYOND
-    assert GptqSettings(damping=0.1, rounds=3).beyond() == GptqSettings(0.1, "activation", "search", 3)
+    assert GptqSettings(0.01, "activation", "search", rounds=1) == BEYOND
+    assert GptqSettings(damping=0.1, rounds=3).beyond() == GptqSettings(0.1, "activation", "search", rounds=3)
+    assert GptqSettings(grid="percentile").beyond().grid == "percentile"
 
 
 @pytest.mark.parametrize("kind", ["opt", "itm"])

@@ -5,7 +5,7 @@ import torch
 
 from mmq_kernels.backends.blocks import grid_blocks
 from mmq_kernels.quantize import GptqSettings, Hessian, QuantizationError, gptq, quantize_weight
-from mmq_kernels.quantize.gptq import BLOCK, factorize, weighted_error
+from mmq_kernels.quantize.gptq import factorize, weighted_error
 from mmq_kernels.spec import QuantSpec
 
 SETTINGS = GptqSettings()
@@ -23,8 +23,13 @@ def hessian_of(x: torch.Tensor) -> torch.Tensor:
     return hessian.value()
 
 
-def gptq_plain(weight: torch.Tensor, hessian: torch.Tensor, spec: QuantSpec, damping: float) -> torch.Tensor:
-    """Column by column, every error spread over all later columns at once. Returns the dequantized weight."""
+def gptq_plain(
+    weight: torch.Tensor, hessian: torch.Tensor, spec: QuantSpec, damping: float, beyond: float = 0
+) -> torch.Tensor:
+    """Column by column, every error spread over all later columns at once. Returns the dequantized weight.
+
+    `beyond`: the share of a group's weights that its range may leave out at each end.
+    """
     weight = weight.double().clone()
     h = hessian.double() + damping * hessian.double().diagonal().mean() * torch.eye(len(hessian)).double()
     upper = torch.linalg.cholesky(torch.linalg.inv(h), upper=True)
@@ -34,6 +39,7 @@ def gptq_plain(weight: torch.Tensor, hessian: torch.Tensor, spec: QuantSpec, dam
     for j in range(k):
         if j % length == 0:
             part = weight[:, j : j + length].float()
+            part = part.clamp(part.quantile(beyond, 1, True), part.quantile(1 - beyond, 1, True))
             low, high = part.amin(1).clamp(max=0), part.amax(1).clamp(min=0)
             if spec.symmetric:
                 scale = (2 * torch.maximum(-low, high) / spec.max_code).half().double()
@@ -77,7 +83,7 @@ def test_beats_rounding_where_inputs_correlate(bits, group_size) -> None:
 
 @pytest.mark.parametrize(("group_size", "k"), [(-1, 300), (8, 300), (96, 300), (128, 300), (256, 300), (512, 300)])
 def test_blocks_cover_every_column_once_and_never_split_a_small_group(group_size, k) -> None:
-    blocks = list(grid_blocks(k, QuantSpec(4, group_size), BLOCK))
+    blocks = list(grid_blocks(k, QuantSpec(4, group_size), 128))
     assert [start for start, _, _ in blocks] == [0] + [end for _, end, _ in blocks[:-1]]
     assert blocks[-1][1] == k
     assert all(end - start <= 128 for start, end, _ in blocks)
@@ -119,6 +125,57 @@ def test_activations_that_are_not_finite_are_named() -> None:
     hessian[2, 2] = torch.nan
     with pytest.raises(QuantizationError, match="fc1: its calibration activations hold NaN or infinity"):
         factorize(hessian, SETTINGS, "fc1")
+
+
+@pytest.mark.parametrize("block_size", [1, 20, 64, 1000])
+@pytest.mark.parametrize("spec", [QuantSpec(4, 64), QuantSpec(3), QuantSpec(4, 40, True)], ids=str)
+@pytest.mark.parametrize("order", ["input", "activation", "static"])
+def test_wide_and_narrow_blocks_differ_by_rounding_only(block_size, spec, order) -> None:
+    weight, hessian = torch.randn(24, 150), hessian_of(correlated(600, 150))
+
+    def quantized(settings: GptqSettings) -> torch.Tensor:
+        codes, scale, zero, g_idx = gptq(weight, factorize(hessian, settings, "layer"), spec, settings)
+        groups = torch.arange(150) // spec.group_length(150) if g_idx is None else g_idx.long()
+        return scale.float()[:, groups] * (codes.float() - zero.float()[:, groups])
+
+    usual, got = quantized(GptqSettings(order=order)), quantized(GptqSettings(order=order, block_size=block_size))
+    assert ((usual - got).abs().amax(1) < 1e-3).float().mean() >= 0.7
+    ours, theirs = (weighted_error(weight, w, hessian) for w in (got, usual))
+    assert ours == pytest.approx(theirs, rel=0.1)
+
+
+@pytest.mark.parametrize("group_size", [-1, 16, 64, 160])
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_percentiles_leave_out_the_ends_of_a_group(group_size, symmetric) -> None:
+    spec = QuantSpec(4, group_size, symmetric)
+    hessian, weight = hessian_of(correlated(900, 300)), torch.randn(24, 300)
+    settings = GptqSettings(grid="percentile", percentile=95)
+    got = gptq(weight, factorize(hessian, settings, "layer"), spec, settings).dequantize(spec)
+    expected = gptq_plain(weight, hessian, spec, settings.damping, beyond=0.05)
+    assert ((got.double() - expected).abs().amax(1) < 1e-3).float().mean() >= 0.7
+    ours, theirs = (weighted_error(weight, w, hessian) for w in (got, expected.float()))
+    assert ours == pytest.approx(theirs, rel=0.1)
+
+
+def test_the_hundredth_percentile_is_the_extremes() -> None:
+    hessian, weight = hessian_of(correlated(600, 200)), torch.randn(24, 200)
+    for rounds in (0, 1):
+        settings = [GptqSettings(grid="percentile", percentile=100, rounds=rounds), GptqSettings(rounds=rounds)]
+        factor = factorize(hessian, SETTINGS, "layer")
+        first, second = (gptq(weight, factor, QuantSpec(3, 64), each) for each in settings)
+        assert all(torch.equal(a, b) for a, b in zip(first[:3], second[:3], strict=True))
+
+
+@pytest.mark.parametrize("percentile", [50, 100.1, float("nan")])
+def test_percentiles_out_of_range_are_refused(percentile) -> None:
+    with pytest.raises(ValueError, match="percentile must be above 50 and at most 100, got"):
+        GptqSettings(percentile=percentile)
+
+
+@pytest.mark.parametrize("block_size", [0, -128, 2.5])
+def test_block_sizes_out_of_range_are_refused(block_size) -> None:
+    with pytest.raises(ValueError, match="block_size must be an integer of at least 1, got"):
+        GptqSettings(block_size=block_size)
 
 
 @pytest.mark.parametrize("damping", [0.0, -1.0, 2.0])
