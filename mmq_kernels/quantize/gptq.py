@@ -14,6 +14,7 @@ Source: Frantar et al., GPTQ: Accurate Post-Training Quantization for GPT (arXiv
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -200,6 +201,28 @@ def gptq(weight: Tensor, factor: Factor, spec: QuantSpec, settings: GptqSettings
     else:
         found = _descended(current, factor, spec, scale_dtype, settings)
     return found if factor.order is None else _in_input_order(found, factor.order, spec)
+
+
+def gptq_together(
+    weights: Sequence[Tensor], factor: Factor, spec: QuantSpec, settings: GptqSettings = DEFAULT
+) -> list[Quantized]:
+    """`gptq` of several weights ``[n_i, k]`` whose layers read one input: their rows are gone through in one pass.
+
+    Raises:
+        ValueError: for NaN or infinity in a weight.
+    """
+    alike: dict[tuple[torch.dtype, torch.dtype], list[int]] = {}
+    for index, weight in enumerate(weights):
+        check_finite(weight)
+        alike.setdefault((weight.dtype, choose_scale_dtype(weight, spec)), []).append(index)
+    results: dict[int, Quantized] = {}
+    for indices in alike.values():
+        rows = [len(weights[index]) for index in indices]
+        codes, scale, zero, g_idx = gptq(torch.cat([weights[index] for index in indices]), factor, spec, settings)
+        parts = zip(codes.split(rows), scale.split(rows), zero.split(rows), strict=True)
+        for index, (own_codes, own_scale, own_zero) in zip(indices, parts, strict=True):
+            results[index] = Quantized(own_codes.clone(), own_scale.clone(), own_zero.clone(), g_idx)
+    return [results[index] for index in range(len(weights))]
 
 
 def _static(

@@ -7,8 +7,8 @@ quantized, and run again for what the next block gets to see (walk.py). One bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from mmq_kernels.nn import QuantLinear
 from mmq_kernels.quantize.awq import awq, search_scale
 from mmq_kernels.quantize.folding import find_producer, fold
-from mmq_kernels.quantize.gptq import GptqSettings, gptq, weighted_error
+from mmq_kernels.quantize.gptq import Factor, GptqSettings, gptq_together, weighted_error
 from mmq_kernels.quantize.recipe import CALIBRATED
-from mmq_kernels.quantize.rtn import Quantized, quantize_weight
+from mmq_kernels.quantize.rtn import Quantized, check_finite, quantize_weight
 from mmq_kernels.quantize.walk import Batch, Job, SharedHessian, Stage, Walk, frozen, record, without_cache
 from mmq_kernels.spec import QuantSpec
 
@@ -141,10 +141,50 @@ def _quantize_block(
 ) -> list[LayerReport]:
     hessians = walk.hessians(model, index, jobs) if walk else {}
     scales = _search_scales(model, walk, index, jobs, hessians) if walk else {}
-    return [_quantize_layer(model, job, hessians, scales, settings) for job in jobs]
+    by_gptq = _gptq_together(model, jobs, hessians, settings)
+    return [_quantize_layer(model, job, hessians, scales, by_gptq) for job in jobs]
+
+
+def _gptq_together(
+    model: nn.Module, jobs: Sequence[Job], hessians: Mapping[str, SharedHessian], settings: GptqSettings
+) -> dict[str, _ByGptq]:
+    """What GPTQ makes of a block's layers, by name: those that read one input and get one spec in one pass."""
+    alike: dict[tuple[int, str, QuantSpec], list[Job]] = {}
+    for job in jobs:
+        if job.method in ("gptq", "gptq+") and job.name in hessians and hessians[job.name].sums.rows:
+            alike.setdefault((id(hessians[job.name]), job.method, job.spec), []).append(job)
+    found: dict[str, _ByGptq] = {}
+    for (_, method, spec), together in alike.items():
+        used = settings.beyond() if method == "gptq+" else settings
+        weights = [_linear(model, job.name).weight.detach() for job in together]
+        for job, weight in zip(together, weights, strict=True):
+            with _named(job.name):
+                check_finite(weight)
+        factor = hessians[together[0].name].factor(used, together[0].name)
+        results = gptq_together(weights, factor, spec, used)
+        found |= {job.name: _ByGptq(result, factor, used) for job, result in zip(together, results, strict=True)}
+    return found
 
 
 # --- one layer --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _ByGptq:
+    """A layer's codes, and what they were found with."""
+
+    quantized: Quantized
+    factor: Factor
+    settings: GptqSettings
+
+
+@contextmanager
+def _named(layer: str) -> Iterator[None]:
+    """Says of which layer a ValueError is."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{layer}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -204,7 +244,7 @@ def _quantize_layer(
     job: Job,
     hessians: Mapping[str, SharedHessian],
     scales: Mapping[str, _InputScale],
-    settings: GptqSettings,
+    by_gptq: Mapping[str, _ByGptq],
 ) -> LayerReport:
     linear = _linear(model, job.name)
     weight = linear.weight.detach()
@@ -217,11 +257,9 @@ def _quantize_layer(
         report = replace(report, folded_into=scale.folded_into)
     elif scale is not None:
         kept = scale.values.to(weight.dtype)
-    try:
+    with _named(job.name):
         values = None if scale is None else scale.values
-        quantized, report = _quantize(weight, job, hessians.get(job.name), values, settings, report)
-    except ValueError as error:
-        raise ValueError(f"{job.name}: {error}") from None
+        quantized, report = _quantize(weight, job, hessians.get(job.name), values, by_gptq.get(job.name), report)
     if quantized.scale.dtype == torch.float32 and linear.weight.dtype == torch.float32:
         report = replace(report, note=f"{report.note} scales kept in fp32: fp16 cannot hold them".strip())
     codes, grid, zero, g_idx = quantized
@@ -244,7 +282,7 @@ def _quantize(
     job: Job,
     shared: SharedHessian | None,
     scale: Tensor | None,
-    settings: GptqSettings,
+    by_gptq: _ByGptq | None,
     report: LayerReport,
 ) -> tuple[Quantized, LayerReport]:
     spec = job.spec
@@ -259,10 +297,8 @@ def _quantize(
         error = weighted_error(weight, best.dequantize(spec) / scale, hessian)
         nearest_error = weighted_error(weight, nearest.dequantize(spec), hessian)
         return best, replace(report, calibration_rows=shared.sums.rows, error=error, rtn_error=nearest_error)
-    if job.method == "gptq+":
-        settings = settings.beyond()
-    factor = shared.factor(settings, job.name)
-    best = gptq(weight, factor, spec, settings)
+    assert by_gptq is not None
+    best, factor = by_gptq.quantized, by_gptq.factor
     error = weighted_error(weight, best.dequantize(spec), factor.hessian)
     nearest_error = weighted_error(weight, nearest.dequantize(spec), factor.hessian)
     report = replace(
@@ -271,7 +307,7 @@ def _quantize(
         damping=factor.damping,
         error=error,
         rtn_error=nearest_error,
-        note="" if factor.damping == settings.damping else f"damping raised to {factor.damping:g}",
+        note="" if factor.damping == by_gptq.settings.damping else f"damping raised to {factor.damping:g}",
     )
     if error > nearest_error:
         note = f"{report.note} gptq's error {error:.3g} was above rtn's: rtn kept".strip()

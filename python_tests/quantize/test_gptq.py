@@ -5,7 +5,7 @@ import torch
 
 from mmq_kernels.backends.blocks import grid_blocks
 from mmq_kernels.quantize import GptqSettings, Hessian, QuantizationError, gptq, quantize_weight
-from mmq_kernels.quantize.gptq import factorize, weighted_error
+from mmq_kernels.quantize.gptq import factorize, gptq_together, weighted_error
 from mmq_kernels.spec import QuantSpec
 
 SETTINGS = GptqSettings()
@@ -189,3 +189,22 @@ def test_the_same_input_gives_the_same_codes() -> None:
     spec = QuantSpec(3, 64)
     first, second = (gptq(weight, factorize(hessian, SETTINGS, "layer"), spec) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first[:3], second[:3], strict=True))
+
+
+@pytest.mark.parametrize("settings", [GptqSettings(), GptqSettings(order="activation"), GptqSettings().beyond()])
+def test_layers_of_one_input_come_out_as_each_alone(settings) -> None:
+    factor, spec = factorize(hessian_of(correlated(500, 160)), settings, "layer"), QuantSpec(3, 64)
+    weights = [torch.randn(n, 160) * size for n, size in ((24, 1.0), (8, 1e-7), (17, 3.0), (1, 1.0))]
+    weights.insert(1, torch.randn(5, 160).bfloat16())
+    together = gptq_together(weights, factor, spec, settings)
+    assert [found.scale.dtype for found in together] == [
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float16,
+        torch.float16,
+    ]
+    for weight, found in zip(weights, together, strict=True):
+        alone = gptq(weight, factor, spec, settings)
+        assert (found.codes == alone.codes).float().mean() > 0.99  # a product of more rows may round otherwise
+        assert (found.scale == alone.scale).float().mean() > 0.99
