@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
@@ -22,6 +23,9 @@ from mmq_kernels.checkpoint.shards import Folder
 from mmq_kernels.checkpoint.skeleton import architecture, build_skeleton, is_derived, places, tied_names
 from mmq_kernels.nn import QuantLinear
 from mmq_kernels.nn.on_disk import ON_DISK
+
+FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+"""Of a model on the hub: weights, configs, tokenizers, chat templates."""
 
 
 def load(
@@ -81,6 +85,22 @@ def load_processor(folder_or_hub_name: str | Path) -> Any:
     except (OSError, ValueError, KeyError) as error:
         message = " ".join(str(error).split())
         raise CheckpointError(f"{folder_or_hub_name} has no usable processor: {message}") from error
+
+
+def fetched(folder_or_hub_name: str | Path) -> Path:
+    """The folder; what is on the hub is downloaded into its cache first, but for pickled weights.
+
+    Raises:
+        CheckpointError: for what is neither there nor to be had.
+    """
+    path = local_folder(folder_or_hub_name)
+    if path is None:
+        try:
+            path = Path(snapshot_download(str(folder_or_hub_name), allow_patterns=FILES))
+        except (OSError, ValueError) as error:  # what huggingface_hub raises, and what is below it
+            message = shortened(" ".join(str(error).split()))
+            raise CheckpointError(f"{folder_or_hub_name} is no folder here, nor to be had: {message}") from error
+    return path
 
 
 def local_folder(folder_or_hub_name: str | Path) -> Path | None:

@@ -17,9 +17,9 @@ from mmq_kernels.checkpoint.folder import check_target, disk_bytes, read_config
 from mmq_kernels.checkpoint.format import KEY, describe, stored_layers
 from mmq_kernels.checkpoint.loading import (
     chosen_dtype,
+    fetched,
     load,
     load_processor,
-    local_folder,
     read_generation_config,
 )
 from mmq_kernels.checkpoint.partial import PartialRun
@@ -68,9 +68,9 @@ def quantize_checkpoint(
 ) -> dict[str, Any]:
     """Quantize the model in `source` and write the checkpoint `out`.
 
-    A recipe of uniform and rtn alone streams through the tensors of a local folder. With gptq or awq, blocks of a local
-    folder are read, quantized and let go of one after the other, and each is kept in ``OUT.partial`` until the
-    checkpoint stands. So neither holds the model; what comes from the hub is loaded.
+    A recipe of uniform and rtn alone streams through the tensors. With gptq or awq, blocks are read, quantized and let
+    go of one after the other, and each is kept in ``OUT.partial`` until the checkpoint stands. So neither holds the
+    model.
 
     Args:
         source: a folder or a hub name.
@@ -89,7 +89,8 @@ def quantize_checkpoint(
     """
     recipe = Recipe.parse(recipe)
     check_target(out)
-    if not recipe.calibrated and Path(source).is_dir():
+    source = fetched(source)
+    if not recipe.calibrated:
         report = quantize_folder(source, out, recipe, progress=progress)
     else:
         device = torch.device(device)
@@ -98,7 +99,7 @@ def quantize_checkpoint(
 
 
 def _quantize_calibrated(
-    source: str | Path,
+    source: Path,
     recipe: Recipe,
     out: Path,
     calibration: Calibration | None,
@@ -133,14 +134,11 @@ def _quantize_calibrated(
     return report.to_json()
 
 
-def _streamed(source: str | Path, device: torch.device) -> Streamed | None:
-    """The model block by block; None where it has to be loaded: from the hub, or in another form than it runs in."""
-    path = local_folder(source)
-    if path is None:
-        return None
+def _streamed(path: Path, device: torch.device) -> Streamed | None:
+    """The model block by block; None where the folder has it in another form than it runs in: it has to be loaded."""
     content = read_config(path)
     if KEY in content:
-        raise CheckpointError(f"{source} is quantized already; give the unquantized model")
+        raise CheckpointError(f"{path} is quantized already; give the unquantized model")
     try:
         streamed = Streamed(path, device, chosen_dtype(content.get("dtype", content.get("torch_dtype")), device, None))
     except Unfit:
@@ -149,13 +147,12 @@ def _streamed(source: str | Path, device: torch.device) -> Streamed | None:
     return streamed
 
 
-def _in_stored_dtypes(model: Any, source: str | Path, streamed: Streamed | None) -> Hold:
+def _in_stored_dtypes(model: Any, source: Path, streamed: Streamed | None) -> Hold:
     """Holds modules with every parameter in the dtype it has in `source`: on the CPU, fp16 is computed in fp32.
 
     Exact: what was left alone holds values of that dtype, and a packed layer keeps its codes and scales.
     """
-    folder = local_folder(source)
-    entries = streamed.folder.entries if streamed else Folder(folder).entries if folder else {}
+    entries = (streamed.folder if streamed else Folder(source)).entries
     default = AutoConfig.from_pretrained(source).dtype or model.dtype
     stored = {
         id(parameter): entries[name].dtype  # a tied parameter has two names and is stored under one
@@ -181,11 +178,8 @@ def _in_stored_dtypes(model: Any, source: str | Path, streamed: Streamed | None)
     return hold
 
 
-def _identity(source: str | Path) -> str:
+def _identity(folder: Path) -> str:
     """Equal for the same weights: names and sizes of the files, and their headers."""
-    folder = Path(source)
-    if not folder.is_dir():
-        return str(source)
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("config.json")):
         with path.open("rb") as file:

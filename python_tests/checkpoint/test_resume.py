@@ -62,13 +62,14 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tiny_vlms.make("opt"), tmp_path_factory.mktemp("resume") / "source")
 
 
-def test_a_killed_run_resumes_to_the_same_bits(source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", [RECIPE, "vision=awq:3:g16 language=awq:3:g16"], ids=["gptq", "folded awq"])
+def test_a_killed_run_resumes_to_the_same_bits(recipe: str, source: Path, tmp_path: Path) -> None:
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    _finished(_start(source, undisturbed))
+    _finished(_start(source, undisturbed, recipe=recipe))
     partial = tmp_path / "killed.partial"
     seen = 0
     for _ in range(2):  # killed twice, each time behind at least one more block
-        process = _start(source, killed, "resume", slow=1.0)
+        process = _start(source, killed, "resume", slow=1.0, recipe=recipe)
         deadline = time.monotonic() + 120
         while len(list(partial.glob("*.safetensors"))) <= seen and process.poll() is None:
             assert time.monotonic() < deadline
@@ -80,7 +81,7 @@ def test_a_killed_run_resumes_to_the_same_bits(source: Path, tmp_path: Path) -> 
         seen = len(list(partial.glob("*.safetensors")))
     blocks = {path.name: path.stat().st_mtime_ns for path in partial.glob("*.safetensors")}
     assert len(blocks) >= 2
-    process = _start(source, killed, "resume", slow=0.2)
+    process = _start(source, killed, "resume", slow=0.2, recipe=recipe)
     while process.poll() is None and not killed.exists():
         for name, written in blocks.items():  # what was finished is not done again
             path = partial / name

@@ -6,6 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import tiny_vlms
 import torch
@@ -171,3 +172,20 @@ def test_quantized_sources_are_refused(tmp_path: Path) -> None:
     save(model, tmp_path / "source")
     with pytest.raises(CheckpointError, match="is quantized already"):
         quantize_checkpoint(tmp_path / "source", "all=gptq:4:g16", tmp_path / "out", calibration=Data("vit"))
+
+
+def test_a_name_of_the_hub_streams_from_its_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cached = tmp_path / "cache" / "models--owner--llava"
+    snapshot = cached / "snapshots" / "0123abc"
+    save(make("llava"), snapshot)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(snapshot.name)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(quantization, "load", None)  # not the whole model
+    for recipe in ("all=rtn:4:g16", RECIPES["gptq"]):
+        for source, out in ((snapshot, "folder"), ("owner/llava", "hub")):
+            quantize_checkpoint(source, recipe, tmp_path / recipe[4:7] / out, calibration=Data("llava"))
+        assert digests(tmp_path / recipe[4:7] / "folder") == digests(tmp_path / recipe[4:7] / "hub")
+    with pytest.raises(CheckpointError, match="owner/other is no folder here, nor to be had"):
+        quantize_checkpoint("owner/other", "all=rtn:4:g16", tmp_path / "other")
