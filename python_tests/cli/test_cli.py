@@ -118,6 +118,10 @@ def test_tables_for_people(world: Path, quantized: Path, capsys: pytest.CaptureF
     assert "bits per weight" in shown
     assert run(["info", str(quantized)]) == 0
     assert "on disk" in capsys.readouterr().out
+    recipe, out = "connector=rtn:4:g64", quantized.parent / "shown"
+    assert run(["quantize", BLIP2, "--recipe", recipe, "-o", str(out)]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"layers quantized, .* left alone: .* MB on disk, .* with [0-9.]+ GB of memory at most", shown)
 
 
 def test_export_and_import(
