@@ -329,3 +329,27 @@ def test_a_configuration_of_the_study_is_a_recipe(
     assert "got both" in refused(capsys, "quantize", BLIP2, *both)
     config.write_text("[]")
     assert not said("quantize", BLIP2, "--config", str(config), "-o", str(tmp_path / "untouched"))["layers"]
+
+
+def test_analyze_takes_in_tables_and_says_what_matters(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bits = (2, 4, 16)
+    rows = [f"{v},{q},{t},{v * t}" for v in bits for q in bits for t in bits]
+    table = tmp_path / "gptq_captioning.csv"
+    table.write_text("\n".join(["vit_bits,qformer_bits,llm_bits,CIDEr", *rows]))
+    command = ["analyze", str(tmp_path / "results.db"), "--json"]
+    assert run(command) == 2
+    assert "no results database" in capsys.readouterr().err
+    assert run([*command, "--add", str(table)]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["added"] == 27
+    (found,) = facts["analyses"]
+    assert found["rows"] == 27 and found["metric"] == "CIDEr"
+    assert found["importance"]["forest"]["connector"] < 0.1
+    assert run(command[:2]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Salesforce/blip2-opt-2.7b, captioning, gptq: CIDEr, 27 results" in shown
+    assert "99% of 256 is kept by" in shown
+    assert run([*command, "--add", str(table), "--method", "awq"]) == 2
+    assert "holds no such results (model: Salesforce/blip2-opt-2.7b; task: captioning; method: gptq)" in (
+        " ".join(capsys.readouterr().err.split())
+    )

@@ -1,0 +1,18 @@
+"""Results of many configurations: where they are kept, and what follows from them."""
+
+from mmq_kernels.sweep.analysis import Analysis, analyze
+from mmq_kernels.sweep.fronts import keeping, pareto
+from mmq_kernels.sweep.published import read_published
+from mmq_kernels.sweep.store import Result, Store, StoreError, fingerprint
+
+__all__ = [
+    "Analysis",
+    "Result",
+    "Store",
+    "StoreError",
+    "analyze",
+    "fingerprint",
+    "keeping",
+    "pareto",
+    "read_published",
+]

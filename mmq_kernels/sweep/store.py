@@ -1,0 +1,206 @@
+"""The results of configurations in one SQLite file, a row each, keyed by what was run.
+
+Write-ahead logging, one transaction a row: several processes write at once, and a process that is killed leaves its
+finished rows and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+APPLICATION = 0x6D6D7152
+"""SQLite's `application_id` of such a file: "mmqR"."""
+
+VERSION = 1
+PATIENCE_SECONDS = 60
+
+SCHEMA = """
+create table results (
+    fingerprint text primary key,
+    model text not null,
+    task text not null,
+    method text not null,
+    factors text not null,
+    metrics text not null,
+    recipe text not null,
+    bpw real,
+    bytes integer,
+    latency real,
+    seconds real,
+    seed integer,
+    versions text not null
+) without rowid
+"""
+
+
+class StoreError(ValueError):
+    """A file that is no results database, or of another version."""
+
+
+def fingerprint(**facts: Any) -> str:
+    """Equal for equal facts, which are anything that JSON holds; 32 hexadecimal digits."""
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one configuration.
+
+    Attributes:
+        fingerprint: of the configuration; see `fingerprint`.
+        model, task, method: what was quantized, what it was scored on, and how it was quantized.
+        factors: what was varied: bits of a component, or a name such as a kind of layer.
+        metrics: scores by name.
+        recipe: in the one-line form; empty where there is none.
+        bpw: bits a weight, of all parameters.
+        bytes: of the model.
+        latency: seconds a sample.
+        seconds: wall time of the run.
+        seed: of what was drawn at random.
+        versions: of the packages it was run with.
+    """
+
+    fingerprint: str
+    model: str
+    task: str
+    method: str
+    factors: Mapping[str, float | str]
+    metrics: Mapping[str, float]
+    recipe: str = ""
+    bpw: float | None = None
+    bytes: int | None = None
+    latency: float | None = None
+    seconds: float | None = None
+    seed: int | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+COLUMNS = tuple(each.name for each in fields(Result))
+OBJECTS = ("factors", "metrics", "versions")
+FILTERS = ("model", "task", "method")
+
+
+class Store:
+    """A database of `Result`s.
+
+    Args:
+        path: made where it is not there, unless `existing`.
+        existing: whether it has to be there.
+
+    Raises:
+        StoreError: for a file that is no such database, or of another version; it is left as it is.
+    """
+
+    def __init__(self, path: str | Path, *, existing: bool = False) -> None:
+        self.path = Path(path)
+        if existing and not self.path.is_file():
+            raise StoreError(f"no results database {self.path}")
+        if not self.path.parent.is_dir():
+            raise StoreError(f"no folder {self.path.parent} for a results database")
+        self._connection = sqlite3.connect(self.path, timeout=PATIENCE_SECONDS, isolation_level=None)
+        try:
+            self._open()
+        except sqlite3.DatabaseError as error:
+            self._connection.close()
+            raise StoreError(f"{self.path} is no results database: {error}") from None
+        except StoreError:
+            self._connection.close()
+            raise
+
+    def _open(self) -> None:
+        if not self._made():
+            with self._transaction():
+                if not self._made():  # by another process meanwhile
+                    if self._ask("select count(*) from sqlite_master"):
+                        raise StoreError(f"{self.path} is a database, but none of results")
+                    self._connection.execute(SCHEMA)
+                    self._connection.execute(f"pragma application_id = {APPLICATION}")
+                    self._connection.execute(f"pragma user_version = {VERSION}")
+        version = self._ask("pragma user_version")
+        if version != VERSION:
+            raise StoreError(f"{self.path} is a results database of version {version}; this package has {VERSION}")
+        self._connection.execute("pragma journal_mode = wal")
+
+    def _made(self) -> bool:
+        return self._ask("pragma application_id") == APPLICATION
+
+    def _ask(self, question: str) -> int:
+        return self._connection.execute(question).fetchone()[0]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._connection.execute("begin immediate")
+        try:
+            yield
+        except BaseException:
+            self._connection.execute("rollback")
+            raise
+        self._connection.execute("commit")
+
+    def add(self, results: Iterable[Result]) -> int:
+        """Keep results in one transaction; those that are there already stay as they are. Gives how many are new."""
+        rows = [_row(result) for result in results]
+        marks = ", ".join("?" * len(COLUMNS))
+        before = self._connection.total_changes
+        with self._transaction():
+            self._connection.executemany(
+                f"insert into results ({', '.join(COLUMNS)}) values ({marks}) on conflict do nothing", rows
+            )
+        return self._connection.total_changes - before
+
+    def __contains__(self, fingerprint: str) -> bool:
+        found = self._connection.execute("select 1 from results where fingerprint = ?", (fingerprint,))
+        return found.fetchone() is not None
+
+    def __len__(self) -> int:
+        return self._ask("select count(*) from results")
+
+    def results(self, **wanted: str | None) -> list[Result]:
+        """Results of a model, task or method (None: of any), in the order of their fingerprints."""
+        unknown = set(wanted) - set(FILTERS)
+        assert not unknown, unknown
+        chosen = {name: value for name, value in wanted.items() if value is not None}
+        where = " and ".join(f"{name} = ?" for name in chosen) or "1"
+        question = f"select {', '.join(COLUMNS)} from results where {where} order by fingerprint"
+        with closing(self._connection.execute(question, tuple(chosen.values()))) as rows:
+            return [_result(row) for row in rows]
+
+    def values(self, column: str) -> list[str]:
+        """The models, tasks or methods that there are."""
+        assert column in FILTERS, column
+        return [row[0] for row in self._connection.execute(f"select distinct {column} from results order by 1")]
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _row(result: Result) -> tuple[Any, ...]:
+    row = {name: getattr(result, name) for name in COLUMNS}
+    for name in OBJECTS:
+        try:
+            row[name] = json.dumps(dict(row[name]), sort_keys=True, separators=(",", ":"), allow_nan=False)
+        except ValueError:
+            raise ValueError(f"{name} of {result.fingerprint} must be finite, got {dict(row[name])}") from None
+    return tuple(row[name] for name in COLUMNS)
+
+
+def _result(row: tuple[Any, ...]) -> Result:
+    found = dict(zip(COLUMNS, row, strict=True))
+    return Result(**(found | {name: json.loads(found[name]) for name in OBJECTS}))
