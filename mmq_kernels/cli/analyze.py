@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mmq_kernels.sweep import Analysis, Result
     from mmq_kernels.sweep.analysis import Point
 
-MAIN_METRICS = ("CIDEr", "accuracy", "text_r1")
+MAIN_METRICS = ("cider", "accuracy", "text_r1")
 
 
 def analyze(
@@ -29,7 +29,7 @@ def analyze(
     task: Annotated[str | None, typer.Option(help="Only of this task.")] = None,
     method: Annotated[str | None, typer.Option(help="Only of this method.")] = None,
     metric: Annotated[
-        str | None, typer.Option(help="Default: CIDEr, accuracy or text_r1, whichever the results have.")
+        str | None, typer.Option(help="Default: cider, accuracy or text_r1, whichever the results have.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the random forest.")] = 0,
     json: Json = False,

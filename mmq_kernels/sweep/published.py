@@ -16,22 +16,25 @@ from typing import Any
 from mmq_kernels.sweep.store import Result, fingerprint
 
 PARAMETERS: Mapping[str, Mapping[str, int]] = {
-    "captioning": {"vision": 984_023_040, "connector": 104_988_672, "language": 2_516_582_400, "": 139_167_744},
+    "caption": {"vision": 984_023_040, "connector": 104_988_672, "language": 2_516_582_400, "": 139_167_744},
     "retrieval": {"vision": 984_023_040, "connector": 161_611_776, "": 26_988_802},
 }
 """Weights that were quantized in each component of BLIP-2-OPT-2.7b and BLIP-2-ITM, and all other parameters."""
 
-MODELS = {"captioning": "Salesforce/blip2-opt-2.7b", "retrieval": "Salesforce/blip2-itm-vit-g-coco"}
+MODELS = {"caption": "Salesforce/blip2-opt-2.7b", "retrieval": "Salesforce/blip2-itm-vit-g-coco"}
 METHODS = ("uniform", "gptq", "awq")
+TASKS = {"captioning": "caption", "retrieval": "retrieval"}
+"""Tasks in the names of tables, and as `mmq_kernels.eval` names them."""
 UNTOUCHED = 16
 
 COMPONENTS = {"VIT": "vision", "QFORMER": "connector", "LLM": "language"}
 THIRDS = ("FIRST", "MIDDLE", "LAST")
 KINDS = {"MLP": "mlp", "ATTENTION": "attention", "BOTH": "both"}
 SIZES = ("model_size", "quantized_size")
-METRICS = {"cider": "CIDEr", "meteor": "METEOR"} | {
-    f"{short}_r{k}": f"{long}_r{k}" for short, long in (("txt", "text"), ("img", "image")) for k in (1, 5, 10)
+METRICS = {"cider": ("cider", 1.0), "meteor": ("meteor", 1.0)} | {
+    f"{short}_r{k}": (f"{long}_r{k}", 0.01) for short, long in (("txt", "text"), ("img", "image")) for k in (1, 5, 10)
 }
+"""Columns: the names that `mmq_kernels.eval` gives their metrics, and what makes fractions of them."""
 
 
 def read_published(path: str | Path) -> list[Result]:
@@ -44,13 +47,13 @@ def read_published(path: str | Path) -> list[Result]:
         ValueError: for a file of another name or layout, naming its line; for a configuration that is in it twice.
     """
     path = Path(path)
-    named = re.fullmatch(rf"({'|'.join(METHODS)})_({'|'.join(MODELS)})", path.stem)
+    named = re.fullmatch(rf"({'|'.join(METHODS)})_({'|'.join(TASKS)})", path.stem)
     if not path.is_file():
         raise ValueError(f"no table {path}")
     if named is None:
         raise ValueError(f"{path} must be named METHOD_TASK.csv, METHOD one of {', '.join(METHODS)}, TASK one of "
-                         f"{', '.join(MODELS)}")  # fmt: skip
-    method, task = named.groups()
+                         f"{', '.join(TASKS)}")  # fmt: skip
+    method, task = named[1], TASKS[named[2]]
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
         _check_columns(path, method, reader.fieldnames or ())
@@ -120,7 +123,12 @@ def _result(row: Mapping[str, str | None], method: str, task: str, where: str) -
         facts = {"factors": factors}
     if row.get(None):  # type: ignore[call-overload]
         raise ValueError(f"{where} has more values than columns")
-    metrics = {METRICS[name.lower()]: number(name) for name in row if name and name.lower() in METRICS}
+    metrics = {
+        known: share * number(name)
+        for name in row
+        if name and name.lower() in METRICS
+        for known, share in [METRICS[name.lower()]]
+    }
     sizes = [number(name) for name in SIZES if name in row]
     return Result(
         fingerprint=fingerprint(source="arXiv 2601.15287", method=method, task=task, **facts),

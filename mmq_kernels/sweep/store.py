@@ -19,7 +19,7 @@ from typing import Any
 APPLICATION = 0x6D6D7152
 """SQLite's `application_id` of such a file: "mmqR"."""
 
-VERSION = 1
+VERSION = 2
 PATIENCE_SECONDS = 60
 
 SCHEMA = """
@@ -30,6 +30,9 @@ create table results (
     method text not null,
     factors text not null,
     metrics text not null,
+    intervals text not null,
+    samples integer,
+    data text not null,
     recipe text not null,
     bpw real,
     bytes integer,
@@ -59,7 +62,10 @@ class Result:
         fingerprint: of the configuration; see `fingerprint`.
         model, task, method: what was quantized, what it was scored on, and how it was quantized.
         factors: what was varied: bits of a component, or a name such as a kind of layer.
-        metrics: scores by name.
+        metrics: scores by name, as `mmq_kernels.eval` names them; fractions, not percents.
+        intervals: ends of their 95% intervals, of those that have one.
+        samples: how many were scored.
+        data: folder of what was scored on; empty where it is not known.
         recipe: in the one-line form; empty where there is none.
         bpw: bits a weight, of all parameters.
         bytes: of the model.
@@ -75,6 +81,9 @@ class Result:
     method: str
     factors: Mapping[str, float | str]
     metrics: Mapping[str, float]
+    intervals: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    samples: int | None = None
+    data: str = ""
     recipe: str = ""
     bpw: float | None = None
     bytes: int | None = None
@@ -85,7 +94,7 @@ class Result:
 
 
 COLUMNS = tuple(each.name for each in fields(Result))
-OBJECTS = ("factors", "metrics", "versions")
+OBJECTS = ("factors", "metrics", "intervals", "versions")
 FILTERS = ("model", "task", "method")
 
 
@@ -157,6 +166,10 @@ class Store:
             )
         return self._connection.total_changes - before
 
+    def predictions(self, fingerprint: str) -> Path:
+        """Where predictions of a configuration are, JSON lines a sample, if they were kept: beside the database."""
+        return self.path.with_name(self.path.name + ".predictions") / f"{fingerprint}.jsonl"
+
     def __contains__(self, fingerprint: str) -> bool:
         found = self._connection.execute("select 1 from results where fingerprint = ?", (fingerprint,))
         return found.fetchone() is not None
@@ -203,4 +216,6 @@ def _row(result: Result) -> tuple[Any, ...]:
 
 def _result(row: tuple[Any, ...]) -> Result:
     found = dict(zip(COLUMNS, row, strict=True))
-    return Result(**(found | {name: json.loads(found[name]) for name in OBJECTS}))
+    objects = {name: json.loads(found[name]) for name in OBJECTS}
+    objects["intervals"] = {name: tuple(ends) for name, ends in objects["intervals"].items()}
+    return Result(**(found | objects))

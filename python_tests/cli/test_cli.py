@@ -343,13 +343,13 @@ def test_analyze_takes_in_tables_and_says_what_matters(tmp_path: Path, capsys: p
     facts = json.loads(capsys.readouterr().out)
     assert facts["added"] == 27
     (found,) = facts["analyses"]
-    assert found["rows"] == 27 and found["metric"] == "CIDEr"
+    assert found["rows"] == 27 and found["metric"] == "cider"
     assert found["importance"]["forest"]["connector"] < 0.1
     assert run(command[:2]) == 0
     shown = " ".join(capsys.readouterr().out.split())
-    assert "Salesforce/blip2-opt-2.7b, captioning, gptq: CIDEr, 27 results" in shown
+    assert "Salesforce/blip2-opt-2.7b, caption, gptq: cider, 27 results" in shown
     assert "99% of 256 is kept by" in shown
     assert run([*command, "--add", str(table), "--method", "awq"]) == 2
-    assert "holds no such results (model: Salesforce/blip2-opt-2.7b; task: captioning; method: gptq)" in (
+    assert "holds no such results (model: Salesforce/blip2-opt-2.7b; task: caption; method: gptq)" in (
         " ".join(capsys.readouterr().err.split())
     )

@@ -100,7 +100,7 @@ def test_factors_that_never_vary_and_names_as_factors() -> None:
     ("change", "metric", "said"),
     [
         (lambda results: results[:9], "accuracy", "accuracy is in 9 results, at least 10 are needed"),
-        (lambda results: results, "CIDEr", r"CIDEr is in 0 results, .*\(metrics: accuracy\)"),
+        (lambda results: results, "cider", r"cider is in 0 results, .*\(metrics: accuracy\)"),
         (lambda results: results + grid(lambda **_: 0.0, task="caption"), "accuracy", "of one task, got caption, vqa"),
         (lambda results: [r for r in results if r.factors["vision"] == 2], "accuracy", "accuracy is always the same"),
         (lambda results: results[:1] * 20, "accuracy", "no factor varies"),
@@ -143,7 +143,7 @@ def test_fronts_are_those_of_brute_force() -> None:
     ("method", "shares"), [("gptq", (0.50, 0.02, 0.48)), ("awq", (0.17, 0.03, 0.80))], ids=["gptq", "awq"]
 )
 def test_the_importance_that_the_study_found(method: str, shares: tuple[float, ...]) -> None:
-    found = analyze(read_published(TABLES / f"{method}_captioning.csv"), "CIDEr")
+    found = analyze(read_published(TABLES / f"{method}_captioning.csv"), "cider")
     forest = found.importance["forest"]
     for part, share in zip(("vision", "connector", "language"), shares, strict=True):
         assert forest[part] == pytest.approx(share, abs=0.05)

@@ -23,6 +23,9 @@ def made(index: int, **changes: object) -> Result:
         "method": "gptq",
         "factors": {"vision": 4, "kind": "mlp"},
         "metrics": {"accuracy": index / 7},
+        "intervals": {"accuracy": (0.1, 0.9)},
+        "samples": 300,
+        "data": "data/vqav2",
         "recipe": "vision=gptq:4",
         "bpw": 4.25,
         "bytes": 10**12,
@@ -93,7 +96,7 @@ def test_another_version_is_named(tmp_path: Path) -> None:
         store.add([made(1)])
     with sqlite3.connect(path) as raw:
         raw.execute("pragma user_version = 7")
-    with pytest.raises(StoreError, match=r"results.db is a results database of version 7; this package has 1"):
+    with pytest.raises(StoreError, match=r"results.db is a results database of version 7; this package has 2"):
         Store(path)
 
 
