@@ -12,10 +12,12 @@
 #include "../common/half.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "tables.h"
 
 namespace mmq {
 namespace {
 
+#include "vec_scalar.h"
 #include "../common/grid.inl"
 #include "quantize.inl"
 #include "descend.inl"

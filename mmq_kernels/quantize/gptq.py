@@ -27,6 +27,7 @@ from mmq_kernels.quantize.grids import Grid
 from mmq_kernels.quantize.groups import settled_columns
 from mmq_kernels.quantize.refine import Refined, best_of, refine, row_errors
 from mmq_kernels.quantize.rtn import Quantized, check_finite, choose_scale_dtype
+from mmq_kernels.quantize.triangles import add_lower_gram_, invert_lower_, mirror_lower_
 from mmq_kernels.spec import PER_CHANNEL, QuantSpec, ceil_div
 
 DAMPING_ATTEMPTS = 5
@@ -96,14 +97,14 @@ class Hessian:
         """Take in activations ``[..., k]``; not after `value`."""
         assert not self._scaled
         rows = x.detach().reshape(-1, x.shape[-1]).float()
-        self._sum.addmm_(rows.t(), rows)
-        self._magnitude += rows.abs().sum(0, dtype=torch.float64)
+        add_lower_gram_(self._sum, rows)
+        self._magnitude += torch.linalg.vector_norm(rows, 1, 0)
         self.rows += rows.shape[0]
 
     def value(self) -> Tensor:
         """H; zero where nothing was seen. Not a copy: it may be the largest thing in memory."""
         if not self._scaled:
-            self._sum *= 2 / max(1, self.rows)
+            mirror_lower_(self._sum).mul_(2 / max(1, self.rows))
             self._scaled = True
         return self._sum
 
@@ -146,7 +147,7 @@ def factorize(hessian: Tensor, settings: GptqSettings, name: str) -> Factor:
     Raises:
         QuantizationError: naming the layer, when the last attempt fails too.
     """
-    if not bool(hessian.sum(dtype=torch.float64).isfinite()):
+    if not _finite(hessian):
         raise QuantizationError(f"{name}: its calibration activations hold NaN or infinity")
     damping, order, ordered = settings.damping, None, hessian
     if settings.order != "input":
@@ -165,21 +166,34 @@ def factorize(hessian: Tensor, settings: GptqSettings, name: str) -> Factor:
 
 
 def _upper(hessian: Tensor, damping: float) -> Tensor | None:
-    """The upper Cholesky factor of the damped inverse, or None; no more than two matrices at a time beside it."""
-    matrix, failed = torch.linalg.cholesky_ex(_damped(hessian, damping))
+    """The upper Cholesky factor of the damped inverse, or None; no more than two matrices at a time beside it.
+
+    With J the reversal of rows and columns and ``J H J = L L^T``, it is ``J L^-1 J``: one factorization, and no inverse
+    of H is made.
+    """
+    backward = _damp_(hessian.flip(0, 1), damping)
+    lower, failed = torch.linalg.cholesky_ex(backward)
+    del backward
     if failed:
         return None
-    matrix = torch.cholesky_inverse(matrix)
-    matrix, failed = torch.linalg.cholesky_ex(matrix, upper=True)
-    return None if failed or not bool(matrix.sum(dtype=torch.float64).isfinite()) else matrix
+    upper = invert_lower_(lower).flip(0, 1)
+    return upper if _finite(upper) else None
+
+
+def _finite(matrix: Tensor) -> bool:
+    """Without a matrix of flags; NaN goes through both extremes."""
+    return all(bool(extreme.isfinite()) for extreme in matrix.aminmax())
 
 
 def _damped(hessian: Tensor, damping: float) -> Tensor:
+    return _damp_(hessian.clone(), damping)
+
+
+def _damp_(hessian: Tensor, damping: float) -> Tensor:
     diagonal = hessian.diagonal()
-    damped = hessian.clone()
-    damped.diagonal().add_(damping * (float(diagonal.mean()) or 1.0))
-    damped.diagonal().masked_fill_(diagonal == 0, 1.0)
-    return damped
+    unseen = diagonal == 0
+    diagonal.add_(damping * (float(diagonal.mean()) or 1.0)).masked_fill_(unseen, 1.0)
+    return hessian
 
 
 def gptq(weight: Tensor, factor: Factor, spec: QuantSpec, settings: GptqSettings = DEFAULT) -> Quantized:
