@@ -3,9 +3,9 @@
     python benchmarks/full_size_calibrated.py --folder DIR [--model blip2 llava] [--method gptq awq] [--blocks 2]
 
 BLIP-2-OPT-2.7b and LLaVA-1.5-7B from their configs with random bf16 weights (no download), calibrated on samples of
-random pixels and tokens (--samples, 16). Every layer is quantized to 4 bits; those of the first blocks of each component, and all
-those of a connector, by the method, the others to nearest: a block's memory does not depend on how many there are. Each
-run is a process of its own, whose peak of resident memory the kernel counts, against the bound
+random pixels and tokens (--samples, 16). Every layer is quantized to 4 bits; those of the first blocks of each
+component, and all those of a connector, by the method, the others to nearest: a block's memory does not depend on how
+many there are. Each run is a process of its own, whose peak of resident memory the kernel counts, against the bound
 
     4 x the largest block in fp32 + the calibration's activations + 2 GiB.
 
@@ -42,7 +42,9 @@ GIB = 1 << 30
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "blip2": lambda: Blip2ForConditionalGeneration(blip2_config()),
-    "llava": lambda: LlavaForConditionalGeneration(LlavaConfig(image_seq_length=576)),
+    "llava": lambda: LlavaForConditionalGeneration(
+        LlavaConfig(text_config={"model_type": "llama", "vocab_size": 32064}, image_seq_length=576)
+    ),
 }
 
 
