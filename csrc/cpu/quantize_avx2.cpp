@@ -21,6 +21,7 @@ namespace mmq {
 namespace {
 
 #include "../common/grid.inl"
+#include "../common/descent.inl"
 #include "quantize.inl"
 #include "descend.inl"
 
