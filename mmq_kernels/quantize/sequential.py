@@ -124,7 +124,7 @@ def quantize_stages(
                         install(model, *finished)
                         rows = finished[1]
                     else:
-                        rows = _quantize_block(model, walk if index <= last else None, index, jobs, settings)
+                        rows = quantize_block(model, walk if index <= last else None, index, jobs, settings)
                         if store:
                             store.save(block, _tensors(model, rows), rows)
                     reports += rows
@@ -136,9 +136,10 @@ def quantize_stages(
     return reports
 
 
-def _quantize_block(
+def quantize_block(
     model: nn.Module, walk: Walk | None, index: int, jobs: Sequence[Job], settings: GptqSettings
 ) -> list[LayerReport]:
+    """Replace layers of block `index` by `QuantLinear`s, calibrated on what `walk` has brought to it."""
     hessians = walk.hessians(model, index, jobs) if walk else {}
     scales = _search_scales(model, walk, index, jobs, hessians) if walk else {}
     by_gptq = _gptq_together(model, jobs, hessians, settings)
