@@ -17,7 +17,7 @@ from typing import Any, cast
 
 import torch
 
-from mmq_kernels.eval.datasets import TASKS, CaptionSample, VqaSample, calibration_samples
+from mmq_kernels.eval.datasets import QUESTION_TASKS, TASKS, CaptionSample, QuestionSample, calibration_samples
 from mmq_kernels.eval.errors import ModelMismatch
 from mmq_kernels.eval.images import PixelStore, open_image
 from mmq_kernels.eval.protocol import clean_caption, protocol_for
@@ -34,7 +34,7 @@ class CalibrationData:
     """Samples of one data set.
 
     Attributes:
-        task: caption, vqa or retrieval.
+        task: caption, vqa, gqa or retrieval.
         folder: of the data set, laid out as its publisher lays it out.
         samples: how many to draw from its training split.
         seed: of the draw.
@@ -115,7 +115,7 @@ def _builder(model: Any, task: str) -> Builder:
     if hasattr(model, "itm_head") or dual:
         fits, wanted = task == "retrieval", "retrieval"
     else:
-        fits, wanted = task != "retrieval", "caption or vqa"
+        fits, wanted = task != "retrieval", "caption, vqa or gqa"
     if not fits:
         raise ModelMismatch(f"{type(model).__name__} is calibrated on task {wanted}, got {task!r}")
     if not blip2:
@@ -125,16 +125,16 @@ def _builder(model: Any, task: str) -> Builder:
 
 def _pairs(source: CalibrationData, samples: Sequence[Any]) -> list[tuple[Path, str]]:
     """Image and reference text of each sample."""
-    if source.task == "vqa":
-        return [(s.image, f"{s.question} {s.common_answer}") for s in cast("list[VqaSample]", samples)]
+    if source.task in QUESTION_TASKS:
+        return [(s.image, f"{s.question} {s.common_answer}") for s in cast("list[QuestionSample]", samples)]
     return [(s.image, s.references[0]) for s in cast("list[CaptionSample]", samples)]
 
 
 def _texts(model: Any, source: CalibrationData, samples: Sequence[Any]) -> list[tuple[str, str]]:
     """What each sample asks, and what the reference says."""
     protocol = protocol_for(model, source.task)
-    if source.task == "vqa":
-        return [(protocol.text(s.question) or "", s.common_answer) for s in cast("list[VqaSample]", samples)]
+    if source.task in QUESTION_TASKS:
+        return [(protocol.text(s.question) or "", s.common_answer) for s in cast("list[QuestionSample]", samples)]
     return [(protocol.text() or "", clean_caption(s.references[0])) for s in cast("list[CaptionSample]", samples)]
 
 
@@ -193,12 +193,12 @@ def _processed(
 
 def _said(processor: Any, source: CalibrationData, sample: Any) -> str:
     """One sample as a conversation: what is asked about the image, and the reference as the answer."""
-    if source.task == "vqa":
+    if source.task in QUESTION_TASKS:
         asked, answer = f"{sample.question} {SHORTLY}", sample.common_answer
     else:
         asked, answer = DESCRIBE, sample.references[0]
     if source.task == "retrieval" or not hasattr(processor, "image_processor"):
-        return answer if source.task != "vqa" else f"{asked} {answer}"
+        return answer if source.task not in QUESTION_TASKS else f"{asked} {answer}"
     if getattr(processor, "chat_template", None):
         said = [
             {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]},

@@ -62,11 +62,17 @@ class Protocol:
 _BLIP2_CAPTION = Protocol(None, Decoding(max_new_tokens=30))
 _BLIP2_QUESTION = "Question: {} Short answer:"
 
+_BLIP2_ANSWER = {"opt": 0.0, "t5": -1.0}
+"""Length penalty by language model."""
+
 PROTOCOLS: dict[tuple[str, str, str], Protocol] = {
     ("blip-2", "opt", "caption"): _BLIP2_CAPTION,
     ("blip-2", "t5", "caption"): _BLIP2_CAPTION,
-    ("blip-2", "opt", "vqa"): Protocol(_BLIP2_QUESTION, Decoding(10, 5, min_new_tokens=1, length_penalty=0.0)),
-    ("blip-2", "t5", "vqa"): Protocol(_BLIP2_QUESTION, Decoding(10, 5, min_new_tokens=1, length_penalty=-1.0)),
+    **{
+        ("blip-2", language, task): Protocol(_BLIP2_QUESTION, Decoding(10, 5, min_new_tokens=1, length_penalty=penalty))
+        for language, penalty in _BLIP2_ANSWER.items()
+        for task in ("vqa", "gqa")
+    },
 }
 """(model type, its language model's type, task) -> protocol."""
 
