@@ -131,7 +131,7 @@ def _engine(name: str, address: str | None, workers: int | None, cpus: float, gp
         return Local()
     from mmq_kernels.sweep.engines.ray import OnRay
 
-    return OnRay(address=address, workers=workers, cpus=cpus, gpus=gpus, retries=retries)
+    return OnRay(address, workers, cpus=cpus, gpus=gpus, retries=retries)
 
 
 def _machine(device: str | None, threads: int | None, shared_gb: float | None, on_ray: bool, gpus: float) -> Machine:

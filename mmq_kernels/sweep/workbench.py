@@ -248,7 +248,7 @@ class _Task:
             bytes=size.memory_bytes,
             latency=1 / result.samples_per_second,
             seconds=quantizing + result.seconds["total"],
-            versions=result.versions | {"device": _device_name(model)},
+            versions=result.versions | {"device": _device_name(model), "threads": str(torch.get_num_threads())},
             records=result.to_json()["records"],
         )
 
