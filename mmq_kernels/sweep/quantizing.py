@@ -71,12 +71,13 @@ class SharedQuantizer:
         stored: StoredDtype = lambda name: None,
     ) -> None:
         self.model, self._settings, self._shelf, self._stored = model, settings, shelf, stored
-        self._make_batches, self._batches = batches, None  # type: tuple[Any, list[Batch] | None]
+        self._make_batches = batches
+        self._batches: list[Batch] | None = None
         self._uses: Counter[str] = Counter()
         self._branches: dict[Any, set[str]] = defaultdict(set)
 
     def expect(self, plans: Iterable[tuple[Plan, Sequence[Step]]]) -> None:
-        """Say which configurations are to come: what only one of them needs is not kept."""
+        """Say which configurations are to come, before the first: what only one of them needs is not kept."""
         for plan, steps in plans:
             self._uses.update(step.key for step in steps)
             for step in steps:
@@ -94,10 +95,6 @@ class SharedQuantizer:
             for block in made:
                 _install(self.model, _rounded(block, self._stored))
             yield [report for block in made for report in block.reports]
-        for step in steps:
-            self._uses[step.key] -= 1
-            if self._uses[step.key] <= 0:
-                self._shelf.drop(step.key)
 
     def _all_blocks(self, plan: Plan, steps: Sequence[Step]) -> list[Made]:
         found: list[Made] = []
