@@ -8,7 +8,7 @@ import warnings
 import typer
 from transformers.utils import logging
 
-from mmq_kernels.cli import analyze, bench, demo, evaluate, exchange, info, quantize
+from mmq_kernels.cli import analyze, bench, demo, evaluate, exchange, info, quantize, report
 
 ERROR = 2
 """Exit code of every failed command."""
@@ -27,6 +27,7 @@ app.command("export")(exchange.export)
 app.command("import")(exchange.import_)
 app.command("eval")(evaluate.evaluate)
 app.command("analyze")(analyze.analyze)
+app.command("report")(report.report)
 app.command("demo")(demo.demo)
 app.command("bench")(bench.bench)
 
