@@ -8,7 +8,7 @@ import warnings
 import typer
 from transformers.utils import logging
 
-from mmq_kernels.cli import allocate, analyze, bench, demo, evaluate, exchange, info, quantize, sweep
+from mmq_kernels.cli import allocate, analyze, bench, demo, evaluate, exchange, info, quantize, report, sweep
 
 ERROR = 2
 """Exit code of every failed command."""
@@ -29,6 +29,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("allocate")(allocate.allocate)
 app.command("sweep")(sweep.sweep)
 app.command("analyze")(analyze.analyze)
+app.command("report")(report.report)
 app.command("demo")(demo.demo)
 app.command("bench")(bench.bench)
 
