@@ -22,7 +22,7 @@ constexpr int64_t kPanelColumns = 256;
 constexpr int kStripTiles = 4;
 constexpr int64_t kBlockTokens = 264;  // a multiple of every kTokens; accumulators of a strip take 66 KB
 
-static_assert(kPanelColumns % kUnitColumns == 0, "a panel is made of whole units");
+static_assert(kPanelColumns % kGrainColumns == 0, "a panel is made of whole grains");
 static_assert(kBlockTokens % kTokens == 0, "only the last group of tokens of a block is short");
 
 // As many threads as find work for about 10 us: waking one takes several.
@@ -51,7 +51,7 @@ inline void store_outputs(const GemmArgs& args, int64_t tile, int64_t token, F16
 
 // --- few tokens ---
 
-// x in fp32 [TOKENS, columns] with columns padded to whole units, and its sums [segments, TOKENS].
+// x in fp32 [TOKENS, columns] with columns padded to whole grains, and its sums [segments, TOKENS].
 struct FewTokens {
     int64_t columns;
     const float* x;
@@ -80,12 +80,12 @@ void multiply_tile(const GemmArgs& args, const FewTokens& in, int64_t tile_index
 #pragma GCC unroll 8
                 for (int t = 0; t < TOKENS; ++t) acc[i][t] = set1(0.0f);
             }
-            for (int64_t column = begin; column < end; column += kUnitColumns) {
-                const Unit<BITS> unit(tile, column / kUnitColumns);
+            for (int64_t column = begin; column < end; column += kGrainColumns) {
+                const Grain<BITS> grain(tile, column / kGrainColumns);
                 const float* x = in.x + column;
 #pragma GCC unroll 8
-                for (int c = 0; c < kUnitColumns; ++c) {
-                    const F16 code = unit.centred(c);
+                for (int c = 0; c < kGrainColumns; ++c) {
+                    const F16 code = grain.centred(c);
 #pragma GCC unroll 8
                     for (int t = 0; t < TOKENS; ++t) {
                         acc[c % kChains][t] = fma(code, set1(x[t * in.columns + c]), acc[c % kChains][t]);
@@ -116,13 +116,13 @@ int64_t sum_segments(const Weight& w, int tokens, const float* x, int64_t column
         for (; begin < group_end; begin += kPanelColumns, ++segments) {
             const int64_t end = std::min(group_end, begin + kPanelColumns);
             for (int t = 0; sums != nullptr && t < tokens; ++t) {
-                // Whole units, the zeros after the last column too. In fp64: a sum of x may cancel.
-                double lanes[kUnitColumns] = {};
-                for (int64_t i = begin; i < end; i += kUnitColumns) {
-                    for (int c = 0; c < kUnitColumns; ++c) lanes[c] += x[t * columns + i + c];
+                // Whole grains, the zeros after the last column too. In fp64: a sum of x may cancel.
+                double lanes[kGrainColumns] = {};
+                for (int64_t i = begin; i < end; i += kGrainColumns) {
+                    for (int c = 0; c < kGrainColumns; ++c) lanes[c] += x[t * columns + i + c];
                 }
                 sums[segments * tokens + t] =
-                    static_cast<float>(std::accumulate(lanes, lanes + kUnitColumns, 0.0));
+                    static_cast<float>(std::accumulate(lanes, lanes + kGrainColumns, 0.0));
             }
         }
         begin = group_end;
@@ -134,7 +134,7 @@ template <int BITS, int TOKENS>
 void gemm_few(const GemmArgs& args) {
     const Weight& w = args.weight;
     FewTokens in;
-    in.columns = ceil_div(w.k, kUnitColumns) * kUnitColumns;
+    in.columns = ceil_div(w.k, kGrainColumns) * kGrainColumns;
     const int64_t segments = sum_segments(w, TOKENS, nullptr, in.columns, nullptr);
     const AlignedFloats x(TOKENS * in.columns), sums(segments * TOKENS);
     std::fill_n(x.data(), TOKENS * in.columns, 0.0f);
