@@ -25,6 +25,7 @@ namespace {
 
 #include "vec_avx512.h"
 #include "../common/grid.inl"
+#include "../common/descent.inl"
 #include "quantize.inl"
 #include "descend.inl"
 

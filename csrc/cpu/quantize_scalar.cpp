@@ -19,6 +19,7 @@ namespace {
 
 #include "vec_scalar.h"
 #include "../common/grid.inl"
+#include "../common/descent.inl"
 #include "quantize.inl"
 #include "descend.inl"
 

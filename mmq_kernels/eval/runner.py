@@ -172,6 +172,7 @@ def _ask(
         decoding=protocol.decoding if options.generate else None,
         batch_size=options.batch_size,
         progress=progress,
+        kept=data.features,
     )
 
 

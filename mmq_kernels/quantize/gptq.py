@@ -108,6 +108,11 @@ class Hessian:
             self._scaled = True
         return self._sum
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the matrix."""
+        return self._sum.numel() * self._sum.element_size()
+
     def magnitude(self) -> Tensor:
         """``mean |x|`` of each channel, fp32 ``[k]``."""
         return (self._magnitude / max(1, self.rows)).float()

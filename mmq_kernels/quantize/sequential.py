@@ -124,7 +124,7 @@ def quantize_stages(
                         install(model, *finished)
                         rows = finished[1]
                     else:
-                        rows = _quantize_block(model, walk if index <= last else None, index, jobs, settings)
+                        rows = quantize_block(model, walk if index <= last else None, index, jobs, settings)
                         if store:
                             store.save(block, _tensors(model, rows), rows)
                     reports += rows
@@ -136,10 +136,22 @@ def quantize_stages(
     return reports
 
 
-def _quantize_block(
-    model: nn.Module, walk: Walk | None, index: int, jobs: Sequence[Job], settings: GptqSettings
+def quantize_block(
+    model: nn.Module,
+    walk: Walk | None,
+    index: int,
+    jobs: Sequence[Job],
+    settings: GptqSettings,
+    hessians: Mapping[str, SharedHessian] | None = None,
 ) -> list[LayerReport]:
-    hessians = walk.hessians(model, index, jobs) if walk else {}
+    """Replace the layers of one block, on what `walk` brings to it.
+
+    Args:
+        walk: stands before block `index`; None where no job looks at activations.
+        hessians: what `walk.hessians` gives, where it is known already.
+    """
+    if hessians is None:
+        hessians = walk.hessians(model, index, jobs) if walk else {}
     scales = _search_scales(model, walk, index, jobs, hessians) if walk else {}
     by_gptq = _gptq_together(model, jobs, hessians, settings)
     return [_quantize_layer(model, job, hessians, scales, by_gptq) for job in jobs]

@@ -1,16 +1,19 @@
 """Results of many configurations: where they are kept, and what follows from them."""
 
 from mmq_kernels.sweep.analysis import Analysis, analyze
+from mmq_kernels.sweep.findings import Findings, find
 from mmq_kernels.sweep.fronts import keeping, pareto
 from mmq_kernels.sweep.published import read_published
 from mmq_kernels.sweep.store import Result, Store, StoreError, fingerprint
 
 __all__ = [
     "Analysis",
+    "Findings",
     "Result",
     "Store",
     "StoreError",
     "analyze",
+    "find",
     "fingerprint",
     "keeping",
     "pareto",
