@@ -10,8 +10,7 @@ import torch
 
 from mmq_kernels import checkpoint
 from mmq_kernels import eval as evaluation
-from mmq_kernels.sweep import Grid, Machine
-from mmq_kernels.sweep.tree import depth_first, legs, steps_of
+from mmq_kernels.sweep import Grid
 from mmq_kernels.sweep.workbench import Measured, Work, Workbench
 
 RECIPES = (
