@@ -263,10 +263,6 @@ class Pending:
                 return works
         return []
 
-    def put_back(self, recipes: Sequence[str]) -> None:
-        """A group whose worker was lost."""
-        self._groups.insert(0, list(recipes))
-
     def works(self) -> Iterator[Work]:
         """All groups, one work after the other, for an engine that takes them one by one."""
         while group := self.take():

@@ -182,6 +182,11 @@ class Store:
             )
             return self._connection.total_changes - before
 
+    def remove(self, fingerprint: str) -> None:
+        """Forget a result, so that a sweep makes it again; its predictions are deleted."""
+        self._connection.execute("delete from results where fingerprint = ?", (fingerprint,))
+        self.predictions(fingerprint).unlink(missing_ok=True)
+
     def claim(self, fingerprints: Sequence[str], owner: str, seconds: float = LEASE_SECONDS) -> bool:
         """Say that these are being worked on, unless somebody else has said so of one of them less than a lease ago.
 

@@ -1,8 +1,8 @@
 """Measures configurations one after the other in one process, with everything that they share made once.
 
 The model is loaded once, data are prepared once, calibration batches are made once, images go through vision and
-connector once for each of their variants (`quantizing` has the rest). Captions are scored beside the model's work: what
-costs time there is Java's, in a thread that waits for it.
+connector once for each of their variants (`quantizing` has the rest). Captions are scored while the model answers the
+next task: what costs time there is Java's.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ class Workbench:
             DataError: for data that cannot be read: that holds for all that is to come, too.
         """
         waiting: deque[tuple[Work, Future[Measured]]] = deque()
-        with ThreadPoolExecutor(1) as aside:
+        with ThreadPoolExecutor(2) as aside:  # one asks the model, the other scores what it said before
             for work in works:
                 begun(work)
                 try:
@@ -262,14 +262,16 @@ def _device_name(model: Any) -> str:
 
 
 class _Scorer(CaptionScorer):
-    """Says that the model is no longer needed, and scores then."""
+    """Says that the model is no longer needed, and scores then, one set of captions at a time."""
 
     turn: threading.Event | None = None
+    _scoring = threading.Lock()
 
     def score(self, captions: Mapping[Any, str], *, meteor: bool = True) -> CaptionScores:
         if self.turn is not None:
             self.turn.set()
-        return super().score(captions, meteor=meteor)
+        with self._scoring:
+            return super().score(captions, meteor=meteor)
 
 
 class KeptFeatures:

@@ -32,13 +32,13 @@ class OnRay:
 
     Attributes:
         address: of a cluster; None starts Ray on this machine.
-        workers: groups at a time; None: as many as the CPUs and GPUs allow.
+        workers_asked: groups at a time; None: as many as the CPUs and GPUs allow.
         cpus, gpus: that a task is given.
         retries: how often a group is begun again whose worker was lost.
     """
 
     address: str | None = None
-    asked: int | None = None
+    workers_asked: int | None = None
     cpus: float = 1
     gpus: float = 0
     retries: int = 3
@@ -47,14 +47,11 @@ class OnRay:
         for name, least in (("cpus", 0), ("gpus", 0), ("retries", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.asked is not None and self.asked < 1:
-            raise ValueError(f"workers must be at least 1, got {self.asked}")
+        if self.workers_asked is not None and self.workers_asked < 1:
+            raise ValueError(f"workers must be at least 1, got {self.workers_asked}")
         if not self.cpus and not self.gpus:
             raise ValueError("a task must be given CPUs or GPUs, got none of both")
-        try:
-            import ray  # noqa: F401
-        except ImportError:
-            raise ImportError("engine ray needs Ray: pip install 'mmq_kernels[ray]'") from None
+        _ray()
 
     @property
     def workers(self) -> int:
@@ -63,8 +60,7 @@ class OnRay:
         Raises:
             RuntimeError: where no task fits.
         """
-        import ray
-
+        ray = _ray()
         self._connect()
         there = ray.cluster_resources()
         wanted = {name: each for name, each in (("CPU", self.cpus), ("GPU", self.gpus)) if each}
@@ -73,7 +69,7 @@ class OnRay:
             has = ", ".join(f"{there.get(name, 0):g} {name}" for name in wanted)
             needs = ", ".join(f"{each:g} {name}" for name, each in wanted.items())
             raise RuntimeError(f"no task fits: one needs {needs}, Ray has {has}")
-        return fit if self.asked is None else min(fit, self.asked)
+        return fit if self.workers_asked is None else min(fit, self.workers_asked)
 
     def run(self, setting: Setting, pending: Pending, machine: Machine) -> None:
         """See `Engine`.
@@ -81,25 +77,21 @@ class OnRay:
         Raises:
             WorkersLost: for a group whose workers were lost more than `retries` times.
         """
-        import ray
-
-        workers = self.workers
+        ray, workers = _ray(), self.workers
         # Results depend on the number of threads: workers have as many as this process would.
         machine = replace(machine, threads=machine.threads or torch.get_num_threads())
-        remote = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0)(_measure).options(
-            num_returns="streaming"
-        )
+        task = ray.remote(num_cpus=self.cpus, num_gpus=self.gpus, max_retries=0)(_measure)
+        remote = task.options(num_returns="streaming").remote
         common = ray.put((setting, machine, pending.recipes))
         running: dict[Any, _Group] = {}
         try:
             while True:
                 while len(running) < workers and (works := pending.take()):
                     pending.begun(works[0])
-                    running[remote.remote(common, works)] = _Group(tuple(work.recipe for work in works))
+                    running[remote(common, works)] = _Group(tuple(work.recipe for work in works))
                 if not running:
                     return
-                ready, _ = ray.wait(list(running), num_returns=1)
-                for stream in ready:
+                for stream in ray.wait(list(running), num_returns=1)[0]:
                     group = running.pop(stream)
                     try:
                         said = ray.get(next(stream))
@@ -108,14 +100,8 @@ class OnRay:
                     except ray.exceptions.RayTaskError as error:
                         raise error.cause from None
                     except ray.exceptions.RayError as error:
-                        works = pending.left(group.recipes)
-                        if group.lost >= self.retries:
-                            raise WorkersLost(
-                                f"the worker of {works[0].recipe or 'the model as it is'} was lost {group.lost + 1} "
-                                f"times: {_first_line(error)}"
-                            ) from None
-                        if works:
-                            running[remote.remote(common, works)] = replace(group, lost=group.lost + 1)
+                        if works := self._left(pending, group, error):
+                            running[remote(common, works)] = replace(group, lost=group.lost + 1)
                         continue
                     running[stream] = group
                     if isinstance(said, Work):
@@ -127,9 +113,16 @@ class OnRay:
                 ray.cancel(stream, force=True)
             ray.shutdown()
 
-    def _connect(self) -> None:
-        import ray
+    def _left(self, pending: Pending, group: _Group, error: Exception) -> list[Work]:
+        """What a lost worker leaves to be done, if it is to be begun again."""
+        works = pending.left(group.recipes)
+        if works and group.lost >= self.retries:
+            what = works[0].recipe or "the model as it is"
+            raise WorkersLost(f"the worker of {what} was lost {group.lost + 1} times: {_first_line(error)}") from None
+        return works
 
+    def _connect(self) -> None:
+        ray = _ray()
         if ray.is_initialized():
             return
         quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -139,7 +132,7 @@ class OnRay:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-        count = None if self.asked is None else max(1, int(self.asked * self.cpus + 0.999))
+        count = None if self.workers_asked is None else max(1, int(self.workers_asked * self.cpus + 0.999))
         ray.init(
             address="local",
             num_cpus=count,
@@ -147,6 +140,14 @@ class OnRay:
             object_store_memory=OBJECT_STORE_BYTES,
             **quiet,
         )
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError:
+        raise ImportError("engine ray needs Ray: pip install 'mmq_kernels[ray]'") from None
+    return ray
 
 
 @dataclass(frozen=True)
