@@ -22,8 +22,9 @@ import numpy as np
 from mmq_kernels.eval.answers import answer_accuracy, exact_accuracy
 from mmq_kernels.eval.datasets import QuestionSample, RetrievalGallery
 from mmq_kernels.eval.generative import Effort, Query, Reply, run_queries
-from mmq_kernels.eval.matching import MatchingModel
+from mmq_kernels.eval.matching import retrieval_model
 from mmq_kernels.eval.prepared import Prepared, prepare
+from mmq_kernels.eval.processed import ProcessedModel, run_processed
 from mmq_kernels.eval.prompted import PromptedModel
 from mmq_kernels.eval.protocol import Protocol, clean_caption, protocol_for
 from mmq_kernels.eval.result import EvalResult, Record, intervals, versions, write_predictions
@@ -165,15 +166,20 @@ def _ask(
     options: EvalOptions,
     progress: Progress | None,
 ) -> tuple[list[Reply], Effort]:
-    return run_queries(
-        PromptedModel(model, data.processor),
-        queries,
-        data.pixels,
-        decoding=protocol.decoding if options.generate else None,
-        batch_size=options.batch_size,
-        progress=progress,
-        kept=data.features,
-    )
+    decoding = protocol.decoding if options.generate else None
+    if model.config.model_type == "blip-2":
+        opened = PromptedModel(model, data.processor)
+        return run_queries(
+            opened,
+            queries,
+            data.pixels,
+            decoding=decoding,
+            batch_size=options.batch_size,
+            progress=progress,
+            kept=data.features,
+        )
+    whole = ProcessedModel(model, data.processor, protocol)
+    return run_processed(whole, queries, decoding=decoding, batch_size=options.batch_size, progress=progress)
 
 
 def _settings(protocol: Protocol, options: EvalOptions) -> dict[str, Any]:
@@ -276,7 +282,7 @@ def _retrieval(model: Any, data: Prepared, options: EvalOptions, progress: Progr
     effort = Effort()
     with effort.stage("retrieval"):
         scores = score_gallery(
-            MatchingModel(model, data.processor),
+            retrieval_model(model, data.processor),
             gallery,
             data.pixels,
             top_k=options.top_k,
