@@ -29,7 +29,7 @@ function coloured(layout) {
   (layout.updatemenus || []).forEach((_, i) => {
     changes["updatemenus[" + i + "].bgcolor"] = theme("--panel");
     changes["updatemenus[" + i + "].bordercolor"] = theme("--line");
-    changes["updatemenus[" + i + "].font.color"] = theme("--mark");
+    changes["updatemenus[" + i + "].font.color"] = "#3b82c4";
   });
   return changes;
 }

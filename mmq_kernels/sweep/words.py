@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from mmq_kernels.quantize.recipe import BLOCK_GROUPS, COMPONENTS
 from mmq_kernels.sweep.analysis import Analysis, place
-from mmq_kernels.sweep.differences import UNTESTED, Difference
+from mmq_kernels.sweep.differences import Difference
 from mmq_kernels.sweep.fronts import Point
-from mmq_kernels.sweep.matched import Comparison
+from mmq_kernels.sweep.matched import UNRECORDED, Comparison
 
 COST_NAMES = {"bpw": "bits per weight", "bytes": "size in GB", "latency": "milliseconds a sample"}
 COST_UNITS = {"bpw": 1.0, "bytes": 1e9, "latency": 1e-3}
@@ -24,8 +24,8 @@ METRIC_NAMES = {
     **{f"{side}_r{k}": f"{side} R@{k}" for side in ("text", "image") for k in (1, 5, 10)},
 }
 METHOD_NAMES = {"uniform": "uniform", "rtn": "RTN", "gptq": "GPTQ", "gptq+": "GPTQ+", "awq": "AWQ"}
-_UNANIMOUS = 3
-"""Measures that have to agree before it is worth a word."""
+PREDICTED = 0.8
+"""A forest with a lower R^2 on unseen configurations is to be doubted."""
 
 
 def metric_name(metric: str) -> str:
@@ -76,10 +76,13 @@ def importance_sentence(found: Analysis) -> str:
     shares = ", ".join(f"{name} {share:.0%}" for name, share in ranked[:4])
     more = f" and {len(ranked) - 4} more" if len(ranked) > 4 else ""
     agreed = f"all {len(found.importance)} measures put {ranked[0][0]} first"
-    if not found.unanimous or len(found.importance) < _UNANIMOUS:
-        firsts = {measure: max(shares, key=lambda name: shares[name]) for measure, shares in found.importance.items()}
-        agreed = "the measures disagree: " + ", ".join(f"{name} first by {measure}" for measure, name in firsts.items())
-    doubt = "" if found.r2 >= 0.8 else "; little of it can be predicted, so read this with care"
+    if not found.unanimous:
+        firsts: dict[str, list[str]] = {}
+        for measure, own in found.importance.items():
+            firsts.setdefault(max(own, key=lambda name: own[name]), []).append(measure)
+        agreed = "the measures disagree on the first: "
+        agreed += ", ".join(f"{name} by {' and '.join(measures)}" for name, measures in firsts.items())
+    doubt = "" if found.r2 >= PREDICTED else "; configurations that it has not seen it does not predict well"
     return (
         f"{method_name(found.method)}, {found.rows:,} results: what moves {metric_name(found.metric)} is "
         f"{shares}{more} ({agreed}; the forest's cross-validated R² is {found.r2:.2f}{doubt})."
@@ -128,7 +131,9 @@ def comparison_sentence(found: Comparison) -> str:
             f"({chance(found.adjusted)}, {found.how})"
         )
     unlike = ""
-    if found.unlike:
+    if found.unlike == [UNRECORDED]:
+        unlike = " Whether all else was alike is not recorded."
+    elif found.unlike:
         unlike = f" This is not like for like: {method_name(found.one)} / {method_name(found.other)} ran with "
         unlike += f"{', '.join(found.unlike)}."
     return (
@@ -145,7 +150,3 @@ def command(point: Point, model: str, task: str, data: str) -> str:
     if any(f"={method}:" in point.recipe for method in ("gptq", "gptq+", "awq")):
         lines.append(f"    --calibrate {shlex.quote(f'{task}:{data}' if data else f'{task}:FOLDER')}")
     return " \\\n".join([*lines, "    -o OUT"])
-
-
-def untested(differences: Sequence[Difference]) -> int:
-    return sum(each.how == UNTESTED for each in differences)

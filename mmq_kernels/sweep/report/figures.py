@@ -159,6 +159,7 @@ def importance(analyses: Sequence[Analysis]) -> go.Figure:
                     "array": (measured.max(0) - mean).clip(0).tolist(),
                     "arrayminus": (mean - measured.min(0)).clip(0).tolist(),
                     "thickness": 1.2,
+                    "color": "#8a8f98",
                 },
                 marker={"color": colour(each.method, methods)},
                 name=plain(words.method_name(each.method)),
@@ -207,6 +208,7 @@ def landscape(analyses: Sequence[Analysis]) -> go.Figure | None:
     drawn = go.Figure()
     pairs = [(each, pair) for each in analyses if (pair := _pair(each)) is not None]
     for index, (each, pair) in enumerate(pairs):
+        where = f"{plain(pair.columns)} %{{customdata[1]}}, {plain(pair.rows)} %{{customdata[0]}}"
         drawn.add_trace(
             go.Surface(
                 x=list(range(len(pair.column_levels))),
@@ -219,7 +221,7 @@ def landscape(analyses: Sequence[Analysis]) -> go.Figure | None:
                 name=plain(words.method_name(each.method)),
                 visible=index == 0,
                 contours_z={"show": True, "usecolormap": True, "width": 1},
-                hovertemplate=f"{plain(pair.columns)} %{{customdata[1]}}, {plain(pair.rows)} %{{customdata[0]}}: %{{z:.4g}}",
+                hovertemplate=f"{where}: %{{z:.4g}}",
             )
         )
     if not pairs:

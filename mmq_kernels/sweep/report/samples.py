@@ -107,8 +107,17 @@ def examples(
     full = {name: own for name, own in told.items() if len(own) == len(read)}
     order = sorted(full, key=lambda name: -_disagreement(full[name].values()))
     half = MOST_EXAMPLES // 2
-    picked = dict.fromkeys([*order[:half], *full])
-    return [_example(full[name], read) for name in list(picked)[:MOST_EXAMPLES]], problems
+    picked = _of_other_images([*order, *full], full, half)
+    picked += _of_other_images([name for name in full if name not in picked], full, MOST_EXAMPLES - half)
+    return [_example(full[name], read) for name in picked], problems
+
+
+def _of_other_images(names: Sequence[Any], told: dict[Any, dict[str, dict[str, Any]]], most: int) -> list[Any]:
+    """The first samples, as far as there are each of an image of its own."""
+    seen: dict[str, Any] = {}
+    for name in names:
+        seen.setdefault(str(next(iter(told[name].values())).get("image")), name)
+    return list(dict.fromkeys([*seen.values(), *names]))[:most]
 
 
 def _about(record: dict[str, Any]) -> str | None:
