@@ -31,11 +31,11 @@ def allocate(
         list[str] | None, typer.Option(help="TASK:DIR, may be given again. Default: the task and its data.")
     ] = None,
     samples: Annotated[int, typer.Option(help="Calibration samples in all.")] = 128,
-    probe: Annotated[int, typer.Option(help="Samples on which each block alone is measured.")] = 96,
+    probe: Annotated[int, typer.Option(help="Samples on which each block alone is measured.")] = 256,
     selection: Annotated[
-        int | None, typer.Option(help="Samples that whole models are scored on; default: what is left, at most 512.")
+        int | None, typer.Option(help="Samples that whole models are scored on; default: what is left, at most 1024.")
     ] = None,
-    loss_bits: Annotated[str, typer.Option(help="Widths at which a block's effect on the loss is measured.")] = "2,3",
+    probe_bits: Annotated[str, typer.Option(help="Widths at which that is measured on the whole model.")] = "2,3,4",
     evaluations: Annotated[int, typer.Option(help="Models to quantize and score beside the uniform ones.")] = 24,
     tokens: Annotated[
         int | None,
@@ -70,7 +70,7 @@ def allocate(
         symmetric=symmetric,
         per=per,
         components=tuple(component or ()),
-        loss_bits=_numbers("loss-bits", loss_bits),
+        probe_bits=_numbers("probe-bits", probe_bits),
         probe=probe,
         selection=selection,
         evaluations=evaluations,
