@@ -35,6 +35,8 @@ from mmq_kernels.sweep.allocation.sensitivity import Table, measure_alone
 from mmq_kernels.sweep.allocation.subject import Subject
 from mmq_kernels.sweep.allocation.units import choices_of, grouped, named, recipe_of, units_of
 
+GROUPS = (32, 64, PER_CHANNEL)
+
 Progress = Callable[[int, int, str], None]
 
 
@@ -45,7 +47,7 @@ class AllocationOptions:
     Attributes:
         method: of all layers that are quantized: uniform, rtn, gptq, gptq+ or awq.
         bits: widths to choose from; 16 leaves a unit alone.
-        groups: group sizes to choose from, -1 for a whole row.
+        groups: group sizes to choose from, -1 for a whole row; None for 32, 64 and -1 (uniform: -1).
         symmetric: of all layers.
         per: what gets a width of its own: component, block, or kind (attention and MLP of a block).
         components: that bits are allocated to, the others being left alone; all where none is named.
@@ -62,13 +64,13 @@ class AllocationOptions:
 
     method: str = "gptq"
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8, 16)
-    groups: tuple[int, ...] = (64,)
+    groups: tuple[int, ...] | None = None
     symmetric: bool = False
     per: str = "block"
     components: tuple[str, ...] = ()
     settings: GptqSettings = field(default_factory=GptqSettings)
     probe_bits: tuple[int, ...] = (2, 3, 4)
-    probe: int = 256
+    probe: int = 128
     selection: int | None = None
     evaluations: int = 24
     tokens: int | None = None
@@ -79,6 +81,9 @@ class AllocationOptions:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        if self.groups is None:
+            object.__setattr__(self, "groups", (PER_CHANNEL,) if self.method == "uniform" else GROUPS)
+        assert self.groups is not None
         if self.method == "uniform" and set(self.groups) != {PER_CHANNEL}:
             raise ValueError(f"group of method uniform must be -1 (one scale a tensor), got {list(self.groups)}")
         for name in ("probe", "evaluations", "batch_size"):
@@ -165,7 +170,7 @@ class _Allocator:
         measurements: str | Path | None,
     ) -> None:
         self.subject, self.budget, self.options, self.timer = subject, budget, options, timer
-        self.choices = choices_of(options.bits, options.groups, options.symmetric)
+        self.choices = choices_of(options.bits, options.groups or (), options.symmetric)
         processor, model = subject.processor(), subject.load()
         self.model: Any = model
         self.units = units_of(model, options.per, options.components)
