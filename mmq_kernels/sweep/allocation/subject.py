@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
 from mmq_kernels.checkpoint import CheckpointError, load, load_processor
 from mmq_kernels.checkpoint.folder import read_config
@@ -57,12 +58,18 @@ class Subject:
             raise CheckpointError(f"{folder} is quantized already; give the unquantized model")
         asked = DTYPES[dtype] if dtype is not None else None
         stored = content.get("dtype", content.get("torch_dtype")) or "float32"
-        counted: torch.dtype = asked or getattr(torch, str(stored).removeprefix("torch."), torch.float32)
+        counted = asked if asked is not None else getattr(torch, str(stored).removeprefix("torch."), torch.float32)
         return cls(folder, torch.device(device), asked, torch.finfo(counted).bits)
 
     def load(self) -> Any:
-        """The float model."""
-        return load(self.folder, device=self.device, dtype=self.dtype)
+        """The float model; without a bar for each of the many times."""
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            return load(self.folder, device=self.device, dtype=self.dtype)
+        finally:
+            if shown:
+                logging.enable_progress_bar()
 
     def processor(self) -> Any:
         """What belongs to it."""
