@@ -10,7 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
 
 from mmq_kernels.eval.errors import DataError
 from mmq_kernels.eval.generation import generate
@@ -71,6 +75,13 @@ class Effort:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
+class Features(Protocol):
+    """Keeps what the language model sees of images, for models that differ in the language model alone."""
+
+    def __call__(self, images: Sequence[Path], look: Callable[[], Tensor], effort: Effort) -> Tensor:
+        """`look()`, or what it gave for the same images before; its time counts in `effort` either way."""
+
+
 def run_queries(
     model: PromptedModel,
     queries: Sequence[Query],
@@ -79,6 +90,7 @@ def run_queries(
     decoding: Decoding | None,
     batch_size: int,
     progress: Callable[[int, int], None] | None = None,
+    kept: Features | None = None,
 ) -> tuple[list[Reply], Effort]:
     """One reply a query, in order, and what they cost.
 
@@ -86,16 +98,15 @@ def run_queries(
         decoding: how answers are generated; None generates none (likelihoods only).
         batch_size: images or prompts a forward pass.
         progress: called with (queries done, queries in all).
+        kept: image features of models before this one.
 
     Raises:
         DataError: an image cannot be read, or a reference is empty.
     """
     replies, effort, done = [Reply() for _ in queries], Effort(), 0
     for images, members in _chunks(queries, batch_size):
-        with effort.stage("pixels"):
-            values = pixels(images)
-        with effort.stage("features"):
-            features = model.image_features(values)
+        look = partial(_look, model, images, pixels, effort)
+        features = look() if kept is None else kept(images, look, effort)
         place = {path: i for i, path in enumerate(images)}
         rows = [model.encode(queries[q].prompt) for q in members]
         for part in _batches([len(row) for row in rows], batch_size):
@@ -115,6 +126,13 @@ def run_queries(
         if progress is not None:
             progress(done, len(queries))
     return replies, effort
+
+
+def _look(model: PromptedModel, images: Sequence[Path], pixels: PixelStore, effort: Effort) -> Tensor:
+    with effort.stage("pixels"):
+        values = pixels(images)
+    with effort.stage("features"):
+        return model.image_features(values)
 
 
 def _add_likelihoods(
