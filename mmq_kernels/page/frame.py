@@ -1,8 +1,8 @@
 """The page around its parts: style, plotly once, the page's own script, and what a browser is told not to do.
 
 Text from data is escaped where it is put in. The Content-Security-Policy is a second wall: the browser runs the two
-scripts whose hashes it names, and fetches nothing. These two may evaluate strings: they do not, but what drives a browser
-to test it does.
+scripts whose hashes it names, and fetches nothing. These two may evaluate strings, which they do not, but which what
+drives a browser in a test needs.
 """
 
 from __future__ import annotations
@@ -32,10 +32,16 @@ def _policy() -> str:
     hashes = " ".join(
         f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in _scripts()
     )
-    return (
-        f"default-src 'none'; script-src {hashes} 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:; "
-        "base-uri 'none'; form-action 'none'"
-    )
+    rules = {
+        "default-src": "'none'",
+        "script-src": f"{hashes} 'unsafe-eval'",
+        "style-src": "'unsafe-inline'",
+        "img-src": "data: blob:",
+        "font-src": "data:",
+        "base-uri": "'none'",
+        "form-action": "'none'",
+    }
+    return "; ".join(f"{name} {value}" for name, value in rules.items())
 
 
 def render(title: str, body: Iterable[str]) -> str:
