@@ -229,7 +229,8 @@ def write_vqa(folder: Path, images: int = 4, split: str = "val") -> tuple[Path, 
 def write_flickr(folder: Path, images: int = 6, split: str = "test") -> Path:
     """Flickr30k as a list, two captions an image; returns the annotation file."""
     colors, shapes = ("red", "green", "blue", "white", "black"), ("star", "circle", "square")
-    names = [f"flickr30k-images/{i}.jpg" for i in range(images)]
+    kind = "" if split == "test" else split
+    names = [f"flickr30k-images/{kind}{i}.jpg" for i in range(images)]
     for i, name in enumerate(names):
         write_image(folder / name, seed=200 + i)
     content = [
