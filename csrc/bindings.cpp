@@ -56,8 +56,8 @@ void bind_packing(py::module_& module) {
             py::gil_scoped_release unlocked;
             prepack({bits, n, k, threads}, pointer<const int32_t>(words), pointer<int32_t>(tiles));
         },
-        "words -> tiles int32 [ceil(n/16), R, 16]", py::arg("words"), py::arg("tiles"), py::arg("bits"),
-        py::arg("n"), py::arg("k"), py::arg("threads") = 1);
+        "words -> tiles int32 [ceil(n/16), ceil(k/32), bits, 16]", py::arg("words"), py::arg("tiles"),
+        py::arg("bits"), py::arg("n"), py::arg("k"), py::arg("threads") = 1);
     module.def(
         "unprepack",
         [](Address tiles, Address words, int bits, int64_t n, int64_t k, int threads) {

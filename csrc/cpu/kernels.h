@@ -29,6 +29,7 @@ MMQ_DECLARE_KERNELS(scalar)
 MMQ_DECLARE_KERNELS(avx2)
 MMQ_DECLARE_KERNELS(avx512)
 #undef MMQ_DECLARE_KERNELS
+void gemm_avx512_bf16(const GemmArgs&);
 
 // The kernels of an instruction set by name; "" means MMQ_CPU_ISA where it is set, else the best of this
 // machine. Throws std::invalid_argument for a name that is unknown or that this machine cannot run.

@@ -14,7 +14,7 @@ from mmq_kernels.cli.options import Debug, Json, print_json, progress_bar
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="A folder (quantized or not), or a hub name.")],
-    task: Annotated[str, typer.Option(help="caption, vqa or retrieval.")],
+    task: Annotated[str, typer.Option(help="caption, vqa, gqa or retrieval.")],
     data: Annotated[Path, typer.Option(help="The data set's folder, laid out as its publisher lays it out.")],
     split: Annotated[str | None, typer.Option(help="Default: the task's evaluation split.")] = None,
     limit: Annotated[int | None, typer.Option(help="A seeded draw of so many samples.")] = None,

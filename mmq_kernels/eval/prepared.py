@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from mmq_kernels.eval.captions import CaptionScorer
-from mmq_kernels.eval.datasets import SPLITS, CaptionSample, Samples, load
+from mmq_kernels.eval.datasets import CaptionSample, Samples, default_split, load
 from mmq_kernels.eval.generative import Features
 from mmq_kernels.eval.images import PixelStore
 
@@ -82,7 +82,7 @@ def prepare(
     return Prepared(
         task=task,
         folder=Path(folder),
-        split=split or SPLITS[task][0],
+        split=split or default_split(task, folder),
         limit=limit,
         seed=seed,
         captions_per_image=captions_per_image,

@@ -32,11 +32,11 @@ class EvalResult:
     """What `evaluate` found.
 
     Attributes:
-        task: `caption`, `vqa` or `retrieval`.
+        task: `caption`, `vqa`, `gqa` or `retrieval`.
         metrics: fractions (CIDEr on its own scale, NLL in nats per token); None where one could not be
         computed.
         intervals: 95% bootstrap intervals of those metrics that are means over samples.
-        breakdown: accuracy by answer type and question type (vqa).
+        breakdown: accuracy by answer type and question type (vqa), or structural and semantic type (gqa).
         samples: questions, captioned images, or images of the gallery.
         seconds: the model's time by stage, and `total` with reading and scoring.
         samples_per_second: over the model's time.

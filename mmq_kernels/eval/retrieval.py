@@ -19,8 +19,7 @@ from torch import Tensor
 
 from mmq_kernels.eval.datasets import RetrievalGallery
 from mmq_kernels.eval.images import PixelStore
-from mmq_kernels.eval.matching import MatchingModel
-from mmq_kernels.eval.protocol import clean_caption
+from mmq_kernels.eval.matching import MatchingModel, RetrievalModel
 
 TOP_K = 128
 """Candidates re-ranked in each direction."""
@@ -128,7 +127,7 @@ class RetrievalScores:
 
 
 def score_gallery(
-    model: MatchingModel,
+    model: RetrievalModel,
     gallery: RetrievalGallery,
     pixels: PixelStore,
     *,
@@ -139,7 +138,8 @@ def score_gallery(
     """Ranks `gallery` in both directions.
 
     Args:
-        top_k: candidates to re-rank a direction, clipped to the gallery; 0 ranks by similarity only.
+        top_k: candidates to re-rank a direction, clipped to the gallery; 0 ranks by similarity only, and so does a
+            dual encoder, whatever is asked.
         batch_size: images or texts a forward pass.
         progress: called with (pieces of work done, pieces in all).
 
@@ -148,8 +148,9 @@ def score_gallery(
     """
     if top_k < 0:
         raise ValueError(f"top_k must be at least 0, got {top_k}")
+    top_k = top_k if isinstance(model, MatchingModel) else 0
     images, texts = len(gallery.images), len(gallery.captions)
-    rows = [model.encode_text(clean_caption(text)) for text in gallery.captions]
+    rows = [model.encode_text(text) for text in gallery.captions]
     done, todo = 0, images + texts + (images if top_k else 0)
 
     def advance(pieces: int) -> None:
@@ -174,6 +175,7 @@ def score_gallery(
         return RetrievalScores(contrastive, None, 0, 0)
     asked = candidates(similarity, top_k) | candidates(similarity.T, top_k).T
     matched = np.full(similarity.shape, np.nan)
+    assert isinstance(model, MatchingModel)  # none else has a top_k here
     for i, features in enumerate(vision):
         matched[i] = _match_image(model, features, rows, np.flatnonzero(asked[i]), batch_size)
         advance(1)
@@ -181,7 +183,7 @@ def score_gallery(
     return RetrievalScores(contrastive, ranking, min(top_k, max(images, texts)), int(asked.sum()))
 
 
-def _embed_texts(model: MatchingModel, rows: Sequence[Sequence[int]], batch_size: int) -> Tensor:
+def _embed_texts(model: RetrievalModel, rows: Sequence[Sequence[int]], batch_size: int) -> Tensor:
     """Embeddings ``[texts, dim]`` in float32, computed in batches of like length."""
     order = sorted(range(len(rows)), key=lambda t: len(rows[t]))
     parts = [

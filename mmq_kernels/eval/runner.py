@@ -19,11 +19,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from mmq_kernels.eval.answers import answer_accuracy
-from mmq_kernels.eval.datasets import RetrievalGallery, VqaSample
+from mmq_kernels.eval.answers import answer_accuracy, exact_accuracy
+from mmq_kernels.eval.datasets import QuestionSample, RetrievalGallery
 from mmq_kernels.eval.generative import Effort, Query, Reply, run_queries
-from mmq_kernels.eval.matching import MatchingModel
+from mmq_kernels.eval.matching import retrieval_model
 from mmq_kernels.eval.prepared import Prepared, prepare
+from mmq_kernels.eval.processed import ProcessedModel, run_processed
 from mmq_kernels.eval.prompted import PromptedModel
 from mmq_kernels.eval.protocol import Protocol, clean_caption, protocol_for
 from mmq_kernels.eval.result import EvalResult, Record, intervals, versions, write_predictions
@@ -107,7 +108,7 @@ def evaluate_prepared(
         DataError: an image cannot be read, a reference is empty.
     """
     model.eval()
-    run = {"caption": _captions, "vqa": _questions, "retrieval": _retrieval}[data.task]
+    run = {"caption": _captions, "vqa": _questions, "gqa": _questions, "retrieval": _retrieval}[data.task]
     start = time.perf_counter()
     found = run(model, data, options, progress)
     result = EvalResult(
@@ -165,15 +166,20 @@ def _ask(
     options: EvalOptions,
     progress: Progress | None,
 ) -> tuple[list[Reply], Effort]:
-    return run_queries(
-        PromptedModel(model, data.processor),
-        queries,
-        data.pixels,
-        decoding=protocol.decoding if options.generate else None,
-        batch_size=options.batch_size,
-        progress=progress,
-        kept=data.features,
-    )
+    decoding = protocol.decoding if options.generate else None
+    if model.config.model_type == "blip-2":
+        opened = PromptedModel(model, data.processor)
+        return run_queries(
+            opened,
+            queries,
+            data.pixels,
+            decoding=decoding,
+            batch_size=options.batch_size,
+            progress=progress,
+            kept=data.features,
+        )
+    whole = ProcessedModel(model, data.processor, protocol)
+    return run_processed(whole, queries, decoding=decoding, batch_size=options.batch_size, progress=progress)
 
 
 def _settings(protocol: Protocol, options: EvalOptions) -> dict[str, Any]:
@@ -231,7 +237,8 @@ def _captions(model: Any, data: Prepared, options: EvalOptions, progress: Progre
 
 
 def _questions(model: Any, data: Prepared, options: EvalOptions, progress: Progress | None) -> _Found:
-    samples = cast("list[VqaSample]", data.samples)
+    samples = cast("list[QuestionSample]", data.samples)
+    accuracy = {"vqa": answer_accuracy, "gqa": exact_accuracy}[data.task]
     protocol = _protocol(model, data.task, options)
     queries = [
         Query(sample.image, protocol.text(sample.question), (sample.common_answer,) if options.nll else ())
@@ -241,7 +248,7 @@ def _questions(model: Any, data: Prepared, options: EvalOptions, progress: Progr
     records = []
     for sample, reply in zip(samples, replies, strict=True):
         said = {} if reply.text is None else {"prediction": reply.text}
-        right = {} if reply.text is None else {"accuracy": answer_accuracy(reply.text, sample.answers)}
+        right = {} if reply.text is None else {"accuracy": accuracy(reply.text, sample.answers)}
         records.append(
             {
                 "id": sample.question_id,
@@ -249,8 +256,7 @@ def _questions(model: Any, data: Prepared, options: EvalOptions, progress: Progr
                 "question": sample.question,
                 **said,
                 "answers": list(sample.answers),
-                "answer_type": sample.answer_type,
-                "question_type": sample.question_type,
+                **sample.kinds,
                 **right,
                 **_likelihood(reply),
             }
@@ -259,7 +265,7 @@ def _questions(model: Any, data: Prepared, options: EvalOptions, progress: Progr
     breakdown = {}
     if options.generate:
         metrics["accuracy"] = float(np.mean([record["accuracy"] for record in records]))
-        breakdown = {kind: _mean_by(records, kind) for kind in ("answer_type", "question_type")}
+        breakdown = {kind: _mean_by(records, kind) for kind in samples[0].kinds}
     settings = _settings(protocol, options)
     return _Found(metrics | _mean_nll(replies), records, len(samples), effort, settings, breakdown)
 
@@ -276,7 +282,7 @@ def _retrieval(model: Any, data: Prepared, options: EvalOptions, progress: Progr
     effort = Effort()
     with effort.stage("retrieval"):
         scores = score_gallery(
-            MatchingModel(model, data.processor),
+            retrieval_model(model, data.processor),
             gallery,
             data.pixels,
             top_k=options.top_k,

@@ -1,6 +1,7 @@
 """Results of many configurations: where they are kept, and what follows from them."""
 
 from mmq_kernels.sweep.analysis import Analysis, analyze
+from mmq_kernels.sweep.findings import Findings, find
 from mmq_kernels.sweep.fronts import keeping, pareto
 from mmq_kernels.sweep.grid import Configuration, Grid, Setting
 from mmq_kernels.sweep.published import read_published
@@ -11,6 +12,7 @@ from mmq_kernels.sweep.workbench import Machine
 __all__ = [
     "Analysis",
     "Configuration",
+    "Findings",
     "Grid",
     "Machine",
     "Result",
@@ -20,6 +22,7 @@ __all__ = [
     "Summary",
     "Sweep",
     "analyze",
+    "find",
     "fingerprint",
     "keeping",
     "pareto",
