@@ -25,30 +25,6 @@ constexpr int64_t kBlockTokens = 264;  // a multiple of every kTokens; accumulat
 static_assert(kPanelColumns % kGrainColumns == 0, "a panel is made of whole grains");
 static_assert(kBlockTokens % kTokens == 0, "only the last group of tokens of a block is short");
 
-// As many threads as find work for about 10 us: waking one takes several.
-inline int useful_threads(const GemmArgs& args) {
-    constexpr int64_t kLeastWork = 1 << 18;  // multiplications
-    const int64_t work = args.m * tiles_of(args.weight.n) * kTileRows * args.weight.k;
-    return static_cast<int>(std::clamp<int64_t>(work / kLeastWork, 1, args.threads));
-}
-
-// The bias of 16 rows, zeros where there is none.
-inline F16 load_bias(const GemmArgs& args, int64_t tile) {
-    float bias[kTileRows] = {};
-    const int64_t row = tile * kTileRows, count = std::min<int64_t>(kTileRows, args.weight.n - row);
-    if (args.bias != nullptr) load_row(args.bias, args.dtype, row, count, bias);
-    return load(bias);
-}
-
-// Activates and stores 16 rows of one token.
-inline void store_outputs(const GemmArgs& args, int64_t tile, int64_t token, F16 value) {
-    const int64_t row = tile * kTileRows, n = args.weight.n;
-    float out[kTileRows];
-    store(out, value);
-    activate(out, args.activation);
-    store_row(out, args.dtype, token * n + row, std::min<int64_t>(kTileRows, n - row), args.y);
-}
-
 // --- few tokens ---
 
 // x in fp32 [TOKENS, columns] with columns padded to whole grains, and its sums [segments, TOKENS].
@@ -275,21 +251,3 @@ void dequantize_bits(const DequantizeArgs& args) {
         }
     });
 }
-
-#define MMQ_FOR_BITS(FUNCTION)        \
-    switch (args.weight.bits) {       \
-        case 2:                       \
-            return FUNCTION<2>(args); \
-        case 3:                       \
-            return FUNCTION<3>(args); \
-        case 4:                       \
-            return FUNCTION<4>(args); \
-        case 5:                       \
-            return FUNCTION<5>(args); \
-        case 6:                       \
-            return FUNCTION<6>(args); \
-        case 7:                       \
-            return FUNCTION<7>(args); \
-        default:                      \
-            return FUNCTION<8>(args); \
-    }

@@ -23,6 +23,7 @@ namespace {
 #include "decode.inl"
 #include "../common/activation.inl"
 #include "activation.inl"
+#include "epilogue.inl"
 #include "gemm.inl"
 
 }  // namespace
