@@ -29,7 +29,7 @@ constexpr int kGrains = kUnitColumns / kGrainColumns;
 constexpr int kGrainSteps = kGrainColumns / kStepColumns;
 
 // Blocks of tokens that there are kernels for; of missing tokens all codes are 0.
-constexpr int kDotBlocks[] = {1, 2, 4, 8, 12};
+constexpr int kDotBlocks[] = {1, 4, 8, 12};
 constexpr int block_for(int64_t tokens) {
     for (int size : kDotBlocks) {
         if (size >= tokens || size == kDotTokens) return size;
@@ -40,13 +40,12 @@ constexpr int block_for(int64_t tokens) {
 // body(group, first column, end) for each segment.
 template <class Body>
 inline void each_segment(const Weight& w, const Body& body) {
-    for (int64_t begin = 0; begin < w.k;) {
-        const int64_t group = begin / w.group_size;
-        const int64_t group_end = std::min(w.k, (group + 1) * w.group_size);
-        for (; begin < group_end; begin += kSegmentColumns) {
-            body(group, begin, std::min(group_end, begin + kSegmentColumns));
+    int64_t group = 0;
+    for (int64_t first = 0; first < w.k; first += w.group_size, ++group) {
+        const int64_t last = std::min(w.k, first + w.group_size);
+        for (int64_t begin = first; begin < last; begin += kSegmentColumns) {
+            body(group, begin, std::min(last, begin + kSegmentColumns));
         }
-        begin = group_end;
     }
 }
 
@@ -62,9 +61,9 @@ inline int64_t count_segments(const Weight& w) {
 struct CodedTokens {
     int64_t first, count;
     int64_t steps, segments;
-    int8_t* codes;  // of a block [steps][tokens][4]
-    int32_t* sums;  // of a block [segments][tokens], the sums of codes
-    float* unit;    // [tokens]
+    int8_t* codes;   // of a block [steps][tokens][4]
+    int32_t* minus;  // of a block [segments][tokens], sums of codes, negated
+    float* unit;     // [tokens]
 };
 
 // max |x| / 127, at least the smallest normal number; NaN where x holds NaN or infinity.
@@ -105,12 +104,12 @@ void code_token(const GemmArgs& args, const CodedTokens& to, int64_t token, floa
     int8_t* codes = to.codes + (block * to.steps + lane) * kStepColumns;
     for (int64_t step = 0; step < to.steps; ++step)
         std::memcpy(codes + step * tokens * kStepColumns, row + step * kStepColumns, kStepColumns);
-    int32_t* sums = to.sums + block * to.segments + lane;
+    int32_t* minus = to.minus + block * to.segments + lane;
     each_segment(w, [&](int64_t, int64_t begin, int64_t end) {
         int32_t sum = 0;
         for (int64_t i = begin; i < end; ++i) sum += row[i];
-        *sums = sum;
-        sums += tokens;
+        *minus = -sum;
+        minus += tokens;
     });
 }
 
@@ -156,21 +155,30 @@ MMQ_INLINE I16 codes_of_step(const int32_t* unit) {
     }
 }
 
-// Steps [2 * GRAIN, 2 * GRAIN + 2) of a unit; x begins at the first of them.
-template <int BITS, int GRAIN, int TOKENS>
-MMQ_INLINE void multiply_grain(const int32_t* const* unit, const int8_t* x, Sums<TOKENS>& sums) {
-    using Block = Sums<TOKENS>;
-    each_number<kGrainSteps>([&](auto s) MMQ_INLINE_LAMBDA {
-        constexpr int kStep = kGrainSteps * GRAIN + s;
-        I16 codes[Block::kTiles];
-        each_number<Block::kTiles>([&](auto i)
-                                       MMQ_INLINE_LAMBDA { codes[i] = codes_of_step<BITS, kStep>(unit[i]); });
-        each_number<TOKENS>([&](auto t) MMQ_INLINE_LAMBDA {
-            const I16 four = four_codes(x + (s * TOKENS + t) * kStepColumns);
-            each_number<Block::kTiles>([&](auto i) MMQ_INLINE_LAMBDA {
-                I16& sum = sums.of[i][t][kStep % Block::kChains];
-                sum = dot<BITS>(sum, codes[i], four);
-            });
+// The same of a step that is not known at compile time: for the ends of segments that are no whole units.
+template <int BITS>
+MMQ_INLINE I16 codes_of_any_step(const int32_t* unit, int step) {
+    constexpr Planes kPlanes = planes_of(BITS);
+    I16 codes = set1_word(0);
+    for (int p = 0; p < kPlanes.count; ++p) {
+        const int along = kPlanes.width[p] * step;
+        const I16 word = load_words(unit + (kPlanes.low[p] + along / 8) * kTileRows);
+        const I16 field = mask(shift_right(word, along % 8), ((1 << kPlanes.width[p]) - 1) * 0x01010101);
+        codes = either(codes, shift_left(field, kPlanes.low[p]));
+    }
+    return codes;
+}
+
+// sums += codes(tile) of one step * those of the tokens at x.
+template <int BITS, int STEP, int TOKENS, class Codes>
+MMQ_INLINE void multiply_step(const Codes& codes_of, const int8_t* x, Sums<TOKENS>& sums) {
+    constexpr int kTiles = Sums<TOKENS>::kTiles, kChain = STEP % Sums<TOKENS>::kChains;
+    I16 codes[kTiles];
+    each_number<kTiles>([&](auto i) MMQ_INLINE_LAMBDA { codes[i] = codes_of(i); });
+    each_number<TOKENS>([&](auto t) MMQ_INLINE_LAMBDA {
+        const I16 four = four_codes(x + t * kStepColumns);
+        each_number<kTiles>([&](auto i) MMQ_INLINE_LAMBDA {
+            sums.of[i][t][kChain] = dot<BITS>(sums.of[i][t][kChain], codes[i], four);
         });
     });
 }
@@ -187,16 +195,20 @@ MMQ_INLINE void multiply_segment(const int32_t* const* words, const int8_t* x, i
             [&](auto i) MMQ_INLINE_LAMBDA { unit[i] = words[i] + grain / kGrains * (BITS * kTileRows); });
         const int8_t* codes = x + grain * kGrainCodes;
         if (grain % kGrains == 0 && end - grain >= kGrains) {
-            each_number<kGrains>([&](auto g) MMQ_INLINE_LAMBDA {
-                multiply_grain<BITS, g>(unit, codes + g * kGrainCodes, sums);
+            each_number<kGrains * kGrainSteps>([&](auto step) MMQ_INLINE_LAMBDA {
+                multiply_step<BITS, step>(
+                    [&](auto i) MMQ_INLINE_LAMBDA { return codes_of_step<BITS, step>(unit[i]); },
+                    codes + step * TOKENS * kStepColumns, sums);
             });
             grain += kGrains;
-            continue;
+        } else {
+            const int first = static_cast<int>(grain++ % kGrains) * kGrainSteps;
+            each_number<kGrainSteps>([&](auto s) MMQ_INLINE_LAMBDA {
+                multiply_step<BITS, s>(
+                    [&](auto i) MMQ_INLINE_LAMBDA { return codes_of_any_step<BITS>(unit[i], first + s); },
+                    codes + s * TOKENS * kStepColumns, sums);
+            });
         }
-        const int64_t one = grain++ % kGrains;
-        each_number<kGrains>([&](auto g) MMQ_INLINE_LAMBDA {
-            if (one == g) multiply_grain<BITS, g>(unit, codes, sums);
-        });
     }
 }
 
@@ -223,13 +235,13 @@ void multiply_tokens(const GemmArgs& args, const CodedTokens& in, int64_t first_
         for (int t = 0; t < TOKENS; ++t) y[i][t] = set1(0.0f);
     }
     const int8_t* codes = in.codes + block * in.steps * kStepColumns;
-    const int32_t* code_sums = in.sums + block * in.segments;
+    const int32_t* minus = in.minus + block * in.segments;
     each_segment(w, [&](int64_t group, int64_t begin, int64_t end) {
         Block sums;
         each_number<Block::kTiles>([&](auto i) MMQ_INLINE_LAMBDA {
             const I16 zero = load_zero<BITS>(w, tile[i], group);
             each_number<TOKENS>([&](auto t) MMQ_INLINE_LAMBDA {
-                sums.of[i][t][0] = mul_words(zero, set1_word(-code_sums[t]));
+                sums.of[i][t][0] = mul_words(zero, set1_word(minus[t]));
                 each_number<Block::kChains - 1>(
                     [&](auto c) MMQ_INLINE_LAMBDA { sums.of[i][t][c + 1] = set1_word(0); });
             });
@@ -246,7 +258,7 @@ void multiply_tokens(const GemmArgs& args, const CodedTokens& in, int64_t first_
                 y[i][t] = add(y[i][t], mul(scale, to_float(sum)));
             });
         });
-        code_sums += TOKENS;
+        minus += TOKENS;
     });
     const int64_t tokens = std::min<int64_t>(TOKENS, in.count - block);
     for (int i = 0; i < Block::kTiles && first_tile + i < tiles_of(w.n); ++i) {
@@ -272,8 +284,6 @@ void multiply_block(const GemmArgs& args, const CodedTokens& in, int64_t first_t
     switch (block_for(in.count - block)) {
         case 1:
             return multiply_tiles<BITS, 1>(args, in, first_tile, block);
-        case 2:
-            return multiply_tiles<BITS, 2>(args, in, first_tile, block);
         case 4:
             return multiply_tiles<BITS, 4>(args, in, first_tile, block);
         default:
