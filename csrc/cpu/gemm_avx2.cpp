@@ -28,7 +28,7 @@ namespace {
 #include "decode.inl"
 #include "../common/activation.inl"
 #include "activation.inl"
-#include "epilogue.inl"
+#include "outputs.inl"
 #include "gemm.inl"
 
 }  // namespace

@@ -1,12 +1,12 @@
-// y[m, n] = activation(unit[m] * sum over g of scale[n, g] * sum over k in g of (q[n, k] - zero[n, g]) * x8[m, k] + bias[n])
+// y[m, n] = activation(unit[m] * sum over groups g of scale[n, g] * sum over k in g of (q[n, k] - zero[n, g]) * x8[m, k] + bias[n])
 // unit[m] = max |x[m]| / 127,   x8[m, k] = rint(x[m, k] / unit[m])
 //
 // The gemm with activations of 8 bits, rounded anew for each token. W in the cpu layout (common/layout.h); x, bias, y:
-// fp32, fp16 or bf16, contiguous. Any m, n, k. Included inside an anonymous namespace after decode.inl and dot_*.h.
+// fp32, fp16 or bf16, contiguous. Any m, n, k. Included inside an anonymous namespace after outputs.inl and dot_*.h.
 //
-// Sums of integers are exact in int32: a segment is the columns of one group, at most 65536, and 255 * 127 * 65536 <
-// 2^31. They are scaled and added in fp32, one rounding at a time, in the order of the segments; so up to the epilogue
-// all instruction sets, any number of threads, and backends/reference.py give the same bits. A token that holds NaN or
+// Sums of integers are exact: those of a segment, at most 256 columns of one group, are below 255 * 127 * 256 < 2^24.
+// They are scaled and added in fp32, one rounding at a time, in the order of the segments; so up to the epilogue all
+// instruction sets, any number of threads, and backends/reference.py give the same bits. A token that holds NaN or
 // infinity gets outputs of NaN.
 //
 // Tokens come in blocks, their codes as [step of 4 columns][token][4]. A thread owns whole tiles of 16 rows:
@@ -23,7 +23,6 @@
 #define MMQ_INLINE __attribute__((always_inline)) inline
 #define MMQ_INLINE_LAMBDA __attribute__((always_inline))
 
-constexpr int64_t kSegmentColumns = 65536;
 constexpr int64_t kSharedBytes = 3 << 18;  // codes of x that tiles take turns with: most of level 2
 constexpr int kGrains = kUnitColumns / kGrainColumns;
 constexpr int kGrainSteps = kGrainColumns / kStepColumns;
@@ -35,24 +34,6 @@ constexpr int block_for(int64_t tokens) {
         if (size >= tokens || size == kDotTokens) return size;
     }
     return kDotTokens;
-}
-
-// body(group, first column, end) for each segment.
-template <class Body>
-inline void each_segment(const Weight& w, const Body& body) {
-    int64_t group = 0;
-    for (int64_t first = 0; first < w.k; first += w.group_size, ++group) {
-        const int64_t last = std::min(w.k, first + w.group_size);
-        for (int64_t begin = first; begin < last; begin += kSegmentColumns) {
-            body(group, begin, std::min(last, begin + kSegmentColumns));
-        }
-    }
-}
-
-inline int64_t count_segments(const Weight& w) {
-    int64_t count = 0;
-    each_segment(w, [&](int64_t, int64_t, int64_t) { ++count; });
-    return count;
 }
 
 // --- tokens ---
@@ -105,7 +86,7 @@ void code_token(const GemmArgs& args, const CodedTokens& to, int64_t token, floa
     for (int64_t step = 0; step < to.steps; ++step)
         std::memcpy(codes + step * tokens * kStepColumns, row + step * kStepColumns, kStepColumns);
     int32_t* minus = to.minus + block * to.segments + lane;
-    each_segment(w, [&](int64_t, int64_t begin, int64_t end) {
+    each_segment(w, [&](int64_t begin, int64_t end, int64_t) {
         int32_t sum = 0;
         for (int64_t i = begin; i < end; ++i) sum += row[i];
         *minus = -sum;
@@ -236,7 +217,7 @@ void multiply_tokens(const GemmArgs& args, const CodedTokens& in, int64_t first_
     }
     const int8_t* codes = in.codes + block * in.steps * kStepColumns;
     const int32_t* minus = in.minus + block * in.segments;
-    each_segment(w, [&](int64_t group, int64_t begin, int64_t end) {
+    each_segment(w, [&](int64_t begin, int64_t end, int64_t group) {
         Block sums;
         each_number<Block::kTiles>([&](auto i) MMQ_INLINE_LAMBDA {
             const I16 zero = load_zero<BITS>(w, tile[i], group);

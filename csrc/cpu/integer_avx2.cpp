@@ -29,7 +29,7 @@ namespace {
 #include "dot_avx2.h"
 #include "../common/activation.inl"
 #include "activation.inl"
-#include "epilogue.inl"
+#include "outputs.inl"
 #include "integer.inl"
 
 }  // namespace

@@ -33,7 +33,7 @@ namespace {
 #include "dot_avx512.h"
 #include "../common/activation.inl"
 #include "activation.inl"
-#include "epilogue.inl"
+#include "outputs.inl"
 #include "integer.inl"
 
 }  // namespace

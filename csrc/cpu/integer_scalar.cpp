@@ -24,7 +24,7 @@ namespace {
 #include "dot_scalar.h"
 #include "../common/activation.inl"
 #include "activation.inl"
-#include "epilogue.inl"
+#include "outputs.inl"
 #include "integer.inl"
 
 }  // namespace

@@ -21,13 +21,17 @@ constexpr Kernels kScalar = MMQ_KERNELS(scalar);
 #if defined(__x86_64__)
 constexpr Kernels kAvx2 = MMQ_KERNELS(avx2);
 constexpr Kernels kAvx512 = MMQ_KERNELS(avx512);
+// Float activations have no use for VNNI, and quantizers none for either.
 constexpr Kernels kAvx512Vnni = {
     "avx512_vnni",     gemm_avx512,        dequantize_avx512, quantize_rtn_avx512,
     gptq_block_avx512, search_grid_avx512, descend_avx512,    gemm_integer_avx512_vnni};
+constexpr Kernels kAvx512Bf16 = {"avx512_bf16",       gemm_avx512_bf16,        dequantize_avx512,
+                                 quantize_rtn_avx512, gptq_block_avx512,       search_grid_avx512,
+                                 descend_avx512,      gemm_integer_avx512_vnni};
 #endif
 #undef MMQ_KERNELS
 
-constexpr int kMostIsas = 4;
+constexpr int kMostIsas = 5;
 
 // Kernels from the plainest on. __builtin_cpu_supports also asks whether the system saves the wide registers.
 int runnable(const Kernels* (&found)[kMostIsas]) {
@@ -40,7 +44,9 @@ int runnable(const Kernels* (&found)[kMostIsas]) {
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (avx2 && avx512) found[count++] = &kAvx512;
-    if (avx2 && avx512 && __builtin_cpu_supports("avx512vnni")) found[count++] = &kAvx512Vnni;
+    const bool vnni = __builtin_cpu_supports("avx512vnni"), bf16 = __builtin_cpu_supports("avx512bf16");
+    if (avx2 && avx512 && vnni) found[count++] = &kAvx512Vnni;
+    if (avx2 && avx512 && vnni && bf16) found[count++] = &kAvx512Bf16;
 #endif
     return count;
 }

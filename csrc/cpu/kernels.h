@@ -31,26 +31,8 @@ MMQ_DECLARE_KERNELS(scalar)
 MMQ_DECLARE_KERNELS(avx2)
 MMQ_DECLARE_KERNELS(avx512)
 #undef MMQ_DECLARE_KERNELS
+void gemm_avx512_bf16(const GemmArgs&);
 void gemm_integer_avx512_vnni(const GemmArgs&);
-
-// FUNCTION<bits>(args) for the bits of a weight.
-#define MMQ_FOR_BITS(FUNCTION)        \
-    switch (args.weight.bits) {       \
-        case 2:                       \
-            return FUNCTION<2>(args); \
-        case 3:                       \
-            return FUNCTION<3>(args); \
-        case 4:                       \
-            return FUNCTION<4>(args); \
-        case 5:                       \
-            return FUNCTION<5>(args); \
-        case 6:                       \
-            return FUNCTION<6>(args); \
-        case 7:                       \
-            return FUNCTION<7>(args); \
-        default:                      \
-            return FUNCTION<8>(args); \
-    }
 
 // The kernels of an instruction set by name; "" means MMQ_CPU_ISA where it is set, else the best of this
 // machine. Throws std::invalid_argument for a name that is unknown or that this machine cannot run.
