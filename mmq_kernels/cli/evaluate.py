@@ -64,7 +64,7 @@ def evaluate(
                 predictions=predictions,
                 resume=resume,
                 team=team,
-                progress=bar and bar.told(f"{task}, {model}"),
+                progress=bar.told(f"{task}, {model}") if bar else None,
             )
         if not team.leads:
             return
