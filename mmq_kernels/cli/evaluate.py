@@ -24,6 +24,9 @@ def evaluate(
     top_k: Annotated[int, typer.Option(help="Retrieval: candidates that the matching head re-ranks.")] = 128,
     captions_per_image: Annotated[int | None, typer.Option(help="Retrieval: of each image's captions.")] = None,
     seed: Annotated[int, typer.Option(help="Of the draw and the intervals.")] = 0,
+    activation_bits: Annotated[
+        int | None, typer.Option(help="8: packed layers round each token's activations to 8 bits; default as saved.")
+    ] = None,
     predictions: Annotated[Path | None, typer.Option(help="Write every prediction here, JSON lines.")] = None,
     device: Annotated[str | None, typer.Option(help="Default: cuda if there is one, else cpu.")] = None,
     json: Json = False,
@@ -40,7 +43,7 @@ def evaluate(
     prepared = evaluation.prepare(
         task, data, processor, split=split, limit=limit, seed=seed, captions_per_image=captions_per_image
     )
-    loaded = checkpoint.load(model, device=chosen_device(device))
+    loaded = checkpoint.load(model, device=chosen_device(device), activation_bits=activation_bits)
     with progress_bar(f"{task}, {model}") as bar:
         result = evaluation.evaluate_prepared(
             loaded,
