@@ -1,4 +1,4 @@
-"""Products with activations of 8 bits, in plain torch: what the compiled kernels of `csrc/cpu/integer.inl` compute, bit for bit.
+"""Products with activations of 8 bits in plain torch: bit for bit what `csrc/cpu/integer.inl` computes.
 
     unit[t] = max |x[t]| / 127                          of each token
     x8[t]   = rint(x[t] / unit[t])                      in [-127, 127]

@@ -73,10 +73,12 @@ def bench_gemm(
         for group in groups:
             for width in bits:
                 layers = _packed(setting, shape, QuantSpec(width, group), activation)
-                others = {name: _copies(setting, pinned(layers[0], name)) for name in beside}
+                others = {name: copies(setting, pinned(layers[0], name)) for name in beside}
                 rivals = peers(setting, shape.n, shape.k, width, group) if against else {}
                 for m in tokens:
-                    yield _row(setting, shape, layers, others, dense, m, rounded) | _against(setting, shape.k, m, rivals)
+                    yield _row(setting, shape, layers, others, dense, m, rounded) | _against(
+                        setting, shape.k, m, rivals
+                    )
                 del rivals
 
 
@@ -88,10 +90,11 @@ def _dense(setting: Setting, shape: Shape, dtype: torch.dtype) -> list[Tensor]:
 def _packed(setting: Setting, shape: Shape, spec: QuantSpec, activation: str) -> list[QuantLinear]:
     bias = activation != "none"
     first = random_layer(shape.n, shape.k, spec, setting.device, setting.dtype, bias=bias, activation=activation)
-    return _copies(setting, first)
+    return copies(setting, first)
 
 
-def _copies(setting: Setting, first: QuantLinear) -> list[QuantLinear]:
+def copies(setting: Setting, first: QuantLinear) -> list[QuantLinear]:
+    """A layer, and as many twins of it as take up what weights rotate through."""
     return [first] + [twin(first) for _ in range(setting.copies(first.packed_bytes) - 1)]
 
 
@@ -109,8 +112,8 @@ def _row(
     bias = dict(first.named_parameters()).get("bias")
     limits, moved = setting.limits, moved_bytes(first, m, setting.dtype)
     calls: dict[str, Rotation] = {"packed": _packed_calls(layers, x.to(setting.dtype))}
-    for name, copies in others.items():
-        calls[name] = _packed_calls(copies, x.to(setting.dtype))
+    for name, twins in others.items():
+        calls[name] = _packed_calls(twins, x.to(setting.dtype))
     if rounded:
         calls["a8"] = Rotation([partial(_rounded, layer, x.to(setting.dtype)) for layer in layers])
     for name, weights in dense.items():

@@ -26,7 +26,7 @@ class Limits:
 
     Attributes:
         gb_per_s: see `timing.read_bandwidth`.
-        tflops: TFLOP/s, see `timing.matmul_rate`; on a CPU with compiled kernels `timing.peak_rate`, where that is higher.
+        tflops: TFLOP/s, see `timing.matmul_rate`; on a CPU `timing.peak_rate`, where that is higher.
         int8_tops: the same of integers of 8 bits; 0 where nothing measures it.
     """
 

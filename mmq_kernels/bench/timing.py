@@ -196,8 +196,8 @@ PEAKS = ("fp32", "bf16", "int8")
 
 
 def peak_rate(kind: str, *, rounds: int = 7, clock: Clock = time.perf_counter) -> float:
-    """TFLOP/s (of "int8" TOP/s) of nothing but multiply-adds between registers, by the best instruction that this CPU has
-    for the kind, on torch's threads; 0 where it has none or the extension is missing.
+    """TFLOP/s (of "int8" TOP/s) of nothing but multiply-adds between registers, by the best instruction that this CPU
+    has for the kind, on torch's threads; 0 where it has none or the extension is missing.
     """
     if not _native.available():
         return 0.0

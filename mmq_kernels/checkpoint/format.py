@@ -41,8 +41,8 @@ KEY = "quantization_config"
 
 
 class Stored(NamedTuple):
-    """How one layer is stored: the spec, the dtype its weight had, which optional tensors it has, and what its inputs are
-    multiplied as.
+    """How one layer is stored: the spec, the dtype its weight had, which optional tensors it has, and what its inputs
+    are multiplied as.
     """
 
     spec: QuantSpec

@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
 from mmq_kernels.checkpoint.errors import CheckpointError, shortened
 from mmq_kernels.checkpoint.folder import CONFIG, GENERATION_CONFIG, read_config
-from mmq_kernels.checkpoint.format import KEY, Stored, parse
+from mmq_kernels.checkpoint.format import KEY, Stored, describe, parse, stored_layers
 from mmq_kernels.checkpoint.names import Names
 from mmq_kernels.checkpoint.shards import Folder
 from mmq_kernels.checkpoint.skeleton import architecture, build_skeleton, is_derived, places, tied_names

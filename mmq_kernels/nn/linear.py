@@ -202,7 +202,12 @@ class QuantLinear(nn.Module):
             RuntimeError: for a backend that cannot be used on the layer's device; the layer is then as it was.
         """
         return select(
-            "gemm", self.device, spec=self.spec, dtype=self.dtype, layout=self.layout, forced=self.pinned or None,
+            "gemm",
+            self.device,
+            spec=self.spec,
+            dtype=self.dtype,
+            layout=self.layout,
+            forced=self.pinned or None,
             activation_bits=self.activation_bits,
         ).backend
 
