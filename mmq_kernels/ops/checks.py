@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmq_kernels.backends import ACTIVATIONS, backend_of_layout
+from mmq_kernels.backends import ACTIVATION_BITS, ACTIVATIONS, backend_of_layout
 from mmq_kernels.ops.choice import parse
 from mmq_kernels.spec import QuantSpec
 
@@ -130,6 +130,7 @@ def gemm(
     k: int,
     layout: str,
     activation: str,
+    bits_of_x: int = 16,
 ) -> QuantSpec:
     spec = _weight(weight, scale, zero, perm, bits, group_size, n, k, layout)
     _float("x", x.dtype)
@@ -138,6 +139,7 @@ def gemm(
     _vector("input_scale", input_scale, k, weight.device)
     _vector("bias", bias, n, weight.device)
     _require(activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}", repr(activation))
+    activation_bits(bits_of_x)
     return spec
 
 
@@ -167,6 +169,11 @@ def _vector(name: str, vector: Tensor | None, size: int, device: torch.device) -
         _float(name, vector.dtype)
         _shape(name, vector, (size,))
         _device(name, vector, device)
+
+
+def activation_bits(bits: int) -> None:
+    """What x is multiplied as."""
+    _require(bits in ACTIVATION_BITS, "activation_bits", " or ".join(map(str, ACTIVATION_BITS)), repr(bits))
 
 
 def backend(name: str) -> None:
