@@ -82,11 +82,13 @@ class _Call:
 
     Attributes:
         hidden: what has become of the hidden states.
+        wanted: what the float blocks of the chain would have made of them, where somebody keeps track.
         arguments: by index of the block what else it is called with; a block that the passage leaves out has none.
     """
 
     hidden: Tensor
     arguments: dict[int, _Arguments]
+    wanted: Tensor | None = None
 
 
 @dataclass
@@ -141,6 +143,39 @@ class Walk:
                 seen.clear()
         return {name: found[first] for name, first in owner.items()}
 
+    def keep_track(
+        self, model: nn.Module, index: int, hessians: Mapping[str, SharedHessian], jobs: Sequence[Job]
+    ) -> None:
+        """Take the float hidden states through block `index`, which is still float, and see how far inputs drifted."""
+        first: dict[int, str] = {}  # of the layers that share a Hessian
+        for job in jobs:
+            if job.name in hessians:
+                first.setdefault(id(hessians[job.name]), job.name)
+        seen: dict[str, list[Tensor]] = {name: [] for name in first.values()}
+
+        def watch(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                seen[name].append(args[0] if args else kwargs["input"])
+
+            return hook
+
+        with ExitStack() as hooks:
+            for name in seen:
+                handle = model.get_submodule(name).register_forward_pre_hook(watch(name), with_kwargs=True)
+                hooks.callback(handle.remove)
+            for call in self._calls:
+                drifted = call.wanted is not None
+                if drifted:
+                    self._run(model, index, call)
+                actual = {name: inputs.copy() for name, inputs in seen.items()}
+                for inputs in seen.values():
+                    inputs.clear()
+                call.wanted = _first(self._run(model, index, call, call.wanted)).cpu()
+                for name, inputs in seen.items():
+                    for wanted, x in zip(inputs, actual[name], strict=drifted):
+                        hessians[name].sums.add_drift(wanted, x)
+                    inputs.clear()
+
     def block(self, index: int) -> str:
         """Name of block `index`."""
         return self._stage.blocks[index]
@@ -156,12 +191,14 @@ class Walk:
         for call in self._calls:
             call.hidden = _first(self._run(model, index, call)).cpu()
 
-    def _run(self, model: nn.Module, index: int, call: _Call) -> Any:
+    def _run(self, model: nn.Module, index: int, call: _Call, hidden: Tensor | None = None) -> Any:
+        """Block `index` on a call's hidden states, or on others in their place."""
+        hidden = call.hidden if hidden is None else hidden
         if index not in call.arguments:
-            return call.hidden
+            return hidden
         own = call.arguments[index]
         args, kwargs = tree_map(self._to_device, (own.args, own.kwargs))
-        hidden = call.hidden.to(self._device)
+        hidden = hidden.to(self._device)
         block = model.get_submodule(self._stage.blocks[index])
         if isinstance(own.slot, int):
             return block(hidden, *args[1:], **kwargs)
