@@ -226,16 +226,18 @@ def full_size_calibrated() -> str:
             ", ".join(f"{count} {name}" for name, count in row["layers"].items()),
             _gb(row["peak_bytes"]),
             _gb(row["bound"]),
-            f"{row['seconds']:.0f} s",
+            str(row.get("samples", 16)),
+            f"{row['core_seconds']:.0f} s of a core" if "core_seconds" in row else f"{row['seconds']:.0f} s",
         ]
         for row in rows
     ]
     text = (
-        "**Calibrated at full size**: BLIP-2-OPT-2.7b's architecture, random bf16 weights, block by block from folder "
-        "to folder; peak of resident memory against 4 x the largest block in fp32 + activations + 2 GiB. First blocks "
-        "of each part by the method, others to nearest: a block's memory does not depend on how many there are.\n\n"
+        "**Calibrated at full size**: BLIP-2-OPT-2.7b's and LLaVA-1.5-7B's architectures, random bf16 weights, block by "
+        "block from folder to folder; peak of resident memory against 4 x the largest block in fp32 + activations + 2 "
+        "GiB. First blocks of each part by the method, others to nearest: a block's memory does not depend on how many "
+        "there are.\n\n"
     )
-    heading = ["model", "method", "layers", "peak memory", "bound", "time"]
+    heading = ["model", "method", "layers", "peak memory", "bound", "samples", "time"]
     return text + table(heading, body) + "\n" + source(rows[-1]) + "\n"
 
 
