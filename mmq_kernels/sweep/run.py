@@ -332,7 +332,7 @@ def _paths(model: Any, configurations: Sequence[Configuration], setting: Setting
             plan = plan_of(model, each.recipe)
         except ValueError as error:
             raise ValueError(f"{error}, in configuration {each}") from None
-        if any(stage.needs_data for stage in plan.stages) and setting.calibration is None:
+        if any(stage.needs_data for stage in plan.stages) and setting.source() is None:
             raise ValueError(f"{each.method} needs calibration data, the grid has none, in configuration {each}")
         found[each.recipe] = steps_of(plan)
     return found
