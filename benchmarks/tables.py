@@ -290,7 +290,8 @@ def sweep() -> str:
         text += (
             f"\n{engine}, killed by SIGKILL at {sum(row['kills'].values())} random moments "
             f"({row['kills']['engine']} the command, {row['kills']['worker']} a worker) and started again: of "
-            f"{row['rows']} rows {row['lost']} are lost, {row['doubled']} doubled, {row['differ']} differ from an undisturbed sweep's. {source(row)}\n"
+            f"{row['rows']} rows {row['lost']} are lost, {row['doubled']} doubled, "
+            f"{row['differ']} differ from an undisturbed sweep's. {source(row)}\n"
         )
     return text
 
