@@ -33,7 +33,7 @@ SAMPLED = 3
 """Configurations that are run separately: all parts at 2, 3 and 4 bits."""
 
 KILLS = 20
-AT_WORK = 0.75
+AT_WORK = 0.8
 """Share of kills that wait for a row first: others fall anywhere, the start of the command included."""
 SMALL = WorldSize(train=32, images=48, questions=3, gallery=8)
 TASKS = {"caption": "coco", "vqa": "vqav2"}
@@ -150,7 +150,7 @@ def kills(options: argparse.Namespace, grid: Path) -> Row:
     starts, begun_anew = 0, 0
     while sum(killed.values()) < options.kills:
         if running is None or running.poll() is not None:
-            if running is not None:
+            if running is not None and running.returncode == 0:
                 begun_anew += 1
                 shrink(database, dice)
             running = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
