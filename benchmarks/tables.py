@@ -264,6 +264,40 @@ def full_size() -> str:
     return text + table(["step", "on disk", "peak memory", "time"], body) + "\n" + source(row) + "\n"
 
 
+def sweep() -> str:
+    rows = newest([row for row in read("sweep") if row["bench"] == "sweep_speed"], "engine", "workers")
+    kills = newest([row for row in read("sweep") if row["bench"] == "sweep_kills"], "engine")
+    if not rows:
+        return ""
+    first = rows[0]
+    samples = " and ".join(f"{count} samples of {task}" for task, count in first["samples"].items())
+    text = (
+        f"**Sweeps**: {first['configurations']} configurations by GPTQ of the demo's BLIP-2 on {samples}, as one "
+        f"`mmq sweep` and as separate `mmq quantize` and `mmq eval` ({first['separate_sampled']} configurations were "
+        f"run so, times {first['configurations'] // first['separate_sampled']}); of {first['compared']} rows compared "
+        f"{first['differ']} differ in any digit.\n\n"
+    )
+    body = [
+        [
+            "in one process" if row["engine"] == "local" else f"Ray, {row['workers']} workers",
+            f"{row['sweep_seconds']:.0f} s",
+            f"{row['separate_seconds_estimated']:.0f} s",
+            f"{row['ratio']:.1f}x",
+        ]
+        for row in rows
+    ]
+    text += table(["", "sweep", "separately", "ratio"], body) + "\n" + source(first) + "\n"
+    for row in kills:
+        engine = "In one process" if row["engine"] == "local" else "On Ray"
+        text += (
+            f"\n{engine}, killed by SIGKILL at {sum(row['kills'].values())} random moments "
+            f"({row['kills']['engine']} the command, {row['kills']['worker']} a worker) and started again: of "
+            f"{row['rows']} rows {row['lost']} are lost, {row['doubled']} doubled, "
+            f"{row['differ']} differ from an undisturbed sweep's. {source(row)}\n"
+        )
+    return text
+
+
 def _gb(count: float) -> str:
     return f"{count / 1e9:.2f} GB"
 
@@ -282,6 +316,7 @@ def updated(readme: str) -> str:
         awq_error(),
         full_size(),
         full_size_calibrated(),
+        sweep(),
     )
     parts = [part for part in made if part]
     return head + BEGIN + "\n" + "\n".join(parts) + "\n" + END + tail
