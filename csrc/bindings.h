@@ -36,7 +36,7 @@ inline void check(int bits, int64_t n, int64_t k, int threads = 1) {
 
 // -1 stands for the whole row.
 inline int64_t group_columns(int64_t group_size, int64_t k) {
-    require(group_size == -1 || (group_size > 0 && group_size % kUnitColumns == 0), "group_size",
+    require(group_size == -1 || (group_size > 0 && group_size % kGrainColumns == 0), "group_size",
             "-1 or a positive multiple of 8", group_size);
     return group_size == -1 ? std::max<int64_t>(k, 1) : group_size;
 }

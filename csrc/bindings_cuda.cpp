@@ -197,12 +197,52 @@ void bind_quantizers(py::module_& module) {
         py::arg("stream"));
 }
 
+void bind_descent(py::module_& module) {
+    module.def(
+        "search_grid",
+        [](Address weight, int64_t weight_stride, Address importance, Address scale, Address zero, int bits,
+           bool symmetric, int64_t n, int64_t columns, int scale_dtype, int device, Address stream) {
+            check(bits, n, columns);
+            require(weight_stride >= columns, "weight_stride", "at least columns", weight_stride);
+            cuda::search_grid({bits, symmetric, n, columns, pointer<const float>(weight), weight_stride,
+                               pointer<const float>(importance), dtype_of(scale_dtype, "scale_dtype"),
+                               pointer<float>(scale), pointer<uint8_t>(zero), 0},
+                              target_of(device, stream));
+        },
+        "weight [n, columns], one group, and importance [columns] -> scale fp32 [n], zero uint8 [n]",
+        py::arg("weight"), py::arg("weight_stride"), py::arg("importance"), py::arg("scale"), py::arg("zero"),
+        py::arg("bits"), py::arg("symmetric"), py::arg("n"), py::arg("columns"), py::arg("scale_dtype"),
+        py::arg("device"), py::arg("stream"));
+    module.def(
+        "descend",
+        [](Address gradient, int64_t gradient_stride, Address hessian, int64_t hessian_stride, Address codes,
+           Address scale, Address zero, Address moved, Address gained, int bits, bool symmetric, int64_t n,
+           int64_t columns, int scale_dtype, int device, Address stream) {
+            check(bits, n, columns);
+            require(columns <= cuda::kGptqColumns, "columns", "at most 128", columns);
+            require(gradient_stride >= columns, "gradient_stride", "at least columns", gradient_stride);
+            require(hessian_stride >= columns, "hessian_stride", "at least columns", hessian_stride);
+            cuda::descend(
+                {bits, symmetric, n, columns, pointer<const float>(gradient), gradient_stride,
+                 pointer<const float>(hessian), hessian_stride, dtype_of(scale_dtype, "scale_dtype"),
+                 pointer<uint8_t>(codes), pointer<float>(scale), pointer<uint8_t>(zero),
+                 pointer<float>(moved), pointer<float>(gained), 0},
+                target_of(device, stream));
+        },
+        "one round of descent on one group; codes, scale fp32 [n] and zero uint8 [n] are changed in place",
+        py::arg("gradient"), py::arg("gradient_stride"), py::arg("hessian"), py::arg("hessian_stride"),
+        py::arg("codes"), py::arg("scale"), py::arg("zero"), py::arg("moved"), py::arg("gained"),
+        py::arg("bits"), py::arg("symmetric"), py::arg("n"), py::arg("columns"), py::arg("scale_dtype"),
+        py::arg("device"), py::arg("stream"));
+}
+
 }  // namespace
 
 void bind_cuda(py::module_ module) {
     bind_gemm(module);
     bind_conversions(module);
     bind_quantizers(module);
+    bind_descent(module);
     module.def(
         "probe",
         [](const std::string& instruction, Address in, Address out, int device, Address stream) {

@@ -1,40 +1,33 @@
 // Reading a weight of the cpu layout, 16 rows x 8 columns at a time. Included inside an anonymous namespace,
 // after a register of 16 rows (vec_*.h) and a way to make codes of its words (codes_by_*.h).
 
-// Where the planes of one tile of 16 rows begin.
+// The words of one tile of 16 rows.
 template <int BITS>
 struct Tile {
-    static constexpr Planes kPlanes = planes_of(BITS);
-    const int32_t* plane[kMaxPlanes] = {};
-    int64_t last_word;  // of the first plane
+    const int32_t* words;
 
-    Tile(const Weight& w, int64_t tile) : last_word(plane_words(w.k, kPlanes.width[0]) - 1) {
-        const int32_t* words = w.words + tile * word_rows(w.k, BITS) * kTileRows;
-        for (int p = 0; p < kPlanes.count; ++p) {
-            plane[p] = words;
-            words += plane_words(w.k, kPlanes.width[p]) * kTileRows;
-        }
-    }
+    Tile(const Weight& w, int64_t tile) : words(w.words + tile * row_words(w.k, BITS) * kTileRows) {}
 };
 
-// The words of 8 columns, shifted so that each plane's first field is in its lowest bits.
+// The words of a grain, shifted so that the field of its first column is in the lowest bits of each plane's.
 template <int BITS>
-struct Unit {
+struct Grain {
+    static constexpr Planes kPlanes = planes_of(BITS);
     I16 word[kMaxPlanes];
 
-    Unit(const Tile<BITS>& tile, int64_t unit) {
+    Grain(const Tile<BITS>& tile, int64_t grain) {
+        constexpr int64_t kGrains = kUnitColumns / kGrainColumns;
+        const int32_t* unit = tile.words + grain / kGrains * (BITS * kTileRows);
+        const int step = static_cast<int>(grain % kGrains) * (kGrainColumns / kStepColumns);
         if constexpr (BITS == 8) {
-            // The second word of the last unit may lie beyond the row: any word will do, it goes unused.
-            const int64_t second = std::min(2 * unit + 1, tile.last_word);
-            word[0] = centre_bytes(load_words(tile.plane[0] + 2 * unit * kTileRows));
-            word[1] = centre_bytes(load_words(tile.plane[0] + second * kTileRows));
+            word[0] = centre_bytes(load_words(unit + step * kTileRows));
+            word[1] = centre_bytes(load_words(unit + (step + 1) * kTileRows));
         } else {
 #pragma GCC unroll 3
-            for (int p = 0; p < Tile<BITS>::kPlanes.count; ++p) {
-                const int64_t bit = unit * kUnitColumns * Tile<BITS>::kPlanes.width[p];
-                word[p] = load_words(tile.plane[p] + bit / 32 * kTileRows);
-                if (Tile<BITS>::kPlanes.width[p] < 4)
-                    word[p] = shift_right(word[p], static_cast<int>(bit % 32));
+            for (int p = 0; p < kPlanes.count; ++p) {
+                const int along = kPlanes.width[p] * step;
+                word[p] = load_words(unit + (kPlanes.low[p] + along / 8) * kTileRows);
+                if (kPlanes.width[p] < 4) word[p] = shift_right(word[p], along % 8);
             }
         }
     }
@@ -42,7 +35,7 @@ struct Unit {
     // q - 2^(BITS-1) of column c
     F16 centred(int c) const {
         if constexpr (BITS == 8) {
-            return to_float(signed_byte(word[c / 4], c % 4));
+            return to_float(signed_byte(word[c / kStepColumns], c % kStepColumns));
         } else {
             return centred_code<BITS>(word, c);
         }
@@ -81,7 +74,7 @@ inline Grid load_grid(const Weight& w, int64_t tile, int64_t group) {
 }
 
 // Columns [begin, end) of a tile -> panel [end - begin, 16], scale * (q - zero); begin is a multiple of 8.
-// The panel has room for whole units.
+// The panel has room for whole grains.
 template <int BITS>
 void decode_panel(const Weight& w, int64_t tile_index, int64_t begin, int64_t end, float* panel) {
     const Tile<BITS> tile(w, tile_index);
@@ -89,11 +82,11 @@ void decode_panel(const Weight& w, int64_t tile_index, int64_t begin, int64_t en
         const int64_t group = column / w.group_size;
         const int64_t stop = std::min(end, (group + 1) * w.group_size);
         const Grid grid = load_grid<BITS>(w, tile_index, group);
-        for (; column < stop; column += kUnitColumns) {
-            const Unit<BITS> unit(tile, column / kUnitColumns);
+        for (; column < stop; column += kGrainColumns) {
+            const Grain<BITS> grain(tile, column / kGrainColumns);
 #pragma GCC unroll 8
-            for (int c = 0; c < kUnitColumns; ++c) {
-                store(panel, mul(grid.scale, sub(unit.centred(c), grid.zero)));
+            for (int c = 0; c < kGrainColumns; ++c) {
+                store(panel, mul(grid.scale, sub(grain.centred(c), grid.zero)));
                 panel += kTileRows;
             }
         }

@@ -8,12 +8,20 @@
 //             zero     one up, then one down, codes kept                                 where that helps
 //             code j   nearest to w^_j - g_j / H_jj, then g_i += moved_j * H_ji for i > j
 //
-// One fp32 operation at a time, sums in the order of the columns: all instruction sets agree bit for bit. Lanes are
+// Steps and the order of sums are those of common/descent.inl: all instruction sets and GPUs agree bit for bit. Lanes are
 // vectorized by order: left to itself, GCC unrolls them into scalars first, which takes seven times as long.
 
-constexpr float kCoarseShares[] = {1.0f, 0.8f, 0.6f, 0.45f};
-constexpr float kFineSteps[] = {0.1f, -0.1f, 0.05f, -0.05f};
-constexpr float kLeastShare = 0.225f;
+// A sum over columns, of 16 rows: see common/descent.inl.
+struct ColumnSum {
+    float part[kSumParts][kTileRows] = {};
+
+    float* of(int64_t column) { return part[column % kSumParts]; }
+    void total(float* out) const {
+#pragma omp simd
+        for (int lane = 0; lane < kTileRows; ++lane)
+            out[lane] = (part[0][lane] + part[1][lane]) + (part[2][lane] + part[3][lane]);
+    }
+};
 
 // --- search ---
 
@@ -28,17 +36,16 @@ void try_shares(const SearchArgs& args, const GridRule& rule, const float* w, co
     for (int lane = 0; lane < kTileRows; ++lane) {
         const float share = tried.share[lane];
         rule.find(low[lane] * share, high[lane] * share, &tried.scale[lane], &tried.zero[lane]);
-        tried.lost[lane] = 0.0f;
     }
+    ColumnSum lost;
     for (int64_t j = 0; j < args.columns; ++j, w += kTileRows) {
         const float importance = args.importance[j];
+        float* sum = lost.of(j);
 #pragma omp simd
-        for (int lane = 0; lane < kTileRows; ++lane) {
-            const float code = encode(w[lane], tried.scale[lane], tried.zero[lane], rule.max_code);
-            const float error = tried.scale[lane] * (code - tried.zero[lane]) - w[lane];
-            tried.lost[lane] += error * error * importance;
-        }
+        for (int lane = 0; lane < kTileRows; ++lane)
+            sum[lane] += grid_error(w[lane], importance, tried.scale[lane], tried.zero[lane], rule.max_code);
     }
+    lost.total(tried.lost);
 }
 
 void keep_better(const Grids& tried, Grids& best) {
@@ -73,17 +80,16 @@ void search_tile(const SearchArgs& args, const GridRule& rule, int64_t first, fl
         }
     }
     Grids best, tried;
-    std::fill_n(best.share, kTileRows, kCoarseShares[0]);
+    std::fill_n(best.share, kTileRows, coarse_share(0));
     try_shares(args, rule, w, low, high, best);
-    for (int i = 1; i < 4; ++i) {
-        std::fill_n(tried.share, kTileRows, kCoarseShares[i]);
+    for (int i = 1; i < kCoarseShares; ++i) {
+        std::fill_n(tried.share, kTileRows, coarse_share(i));
         try_shares(args, rule, w, low, high, tried);
         keep_better(tried, best);
     }
-    for (const float step : kFineSteps) {
+    for (int i = 0; i < kFineSteps; ++i) {
 #pragma omp simd
-        for (int lane = 0; lane < kTileRows; ++lane)
-            tried.share[lane] = clamp_to(best.share[lane] + step, kLeastShare, 1.0f);
+        for (int lane = 0; lane < kTileRows; ++lane) tried.share[lane] = fine_share(i, best.share[lane]);
         try_shares(args, rule, w, low, high, tried);
         keep_better(tried, best);
     }
@@ -140,24 +146,24 @@ struct DescentTile {
 
 [[gnu::noinline]] void move_scale(const DescendArgs& args, DescentTile& tile) {
     multiply_by_hessian(args, tile);
-    float slope[kTileRows] = {}, curvature[kTileRows] = {}, step[kTileRows];
-    for (int64_t at = 0; at < args.columns * kTileRows; at += kTileRows) {
+    ColumnSum slopes, curvatures;
+    for (int64_t j = 0, at = 0; j < args.columns; ++j, at += kTileRows) {
+        float *slope = slopes.of(j), *curvature = curvatures.of(j);
 #pragma omp simd
         for (int lane = 0; lane < kTileRows; ++lane) {
             slope[lane] += tile.gradient[at + lane] * tile.centred[at + lane];
             curvature[lane] += tile.along[at + lane] * tile.centred[at + lane];
         }
     }
+    float slope[kTileRows], curvature[kTileRows], step[kTileRows];
+    slopes.total(slope);
+    curvatures.total(curvature);
 #pragma omp simd
     for (int lane = 0; lane < kTileRows; ++lane) {
-        const float wanted = round_to(tile.scale[lane] - slope[lane] / curvature[lane], args.scale_dtype);
-        const float change = wanted - tile.scale[lane];
-        const float gain = 2.0f * change * slope[lane] + change * change * curvature[lane];
-        // NaN, infinity and signs that change fail these comparisons.
-        const bool helps = gain < 0.0f && wanted >= smallest_normal(args.scale_dtype);
-        step[lane] = helps ? change : 0.0f;
-        tile.scale[lane] = helps ? wanted : tile.scale[lane];
-        tile.gained[lane] += helps ? gain : 0.0f;
+        const float scale =
+            moved_scale(tile.scale[lane], slope[lane], curvature[lane], args.scale_dtype, &tile.gained[lane]);
+        step[lane] = scale - tile.scale[lane];
+        tile.scale[lane] = scale;
     }
     for (int64_t at = 0; at < args.columns * kTileRows; at += kTileRows)
 #pragma omp simd
@@ -169,19 +175,21 @@ struct DescentTile {
 [[gnu::noinline]] void move_zero(const DescendArgs& args, const GridRule& rule, const float* sums,
                                  float total, DescentTile& tile) {
     for (const float step : {1.0f, -1.0f}) {
-        float slope[kTileRows] = {}, taken[kTileRows], shift[kTileRows];
-        for (int64_t at = 0; at < args.columns * kTileRows; at += kTileRows)
+        ColumnSum slopes;
+        for (int64_t j = 0; j < args.columns; ++j) {
+            float* sum = slopes.of(j);
 #pragma omp simd
-            for (int lane = 0; lane < kTileRows; ++lane) slope[lane] += tile.gradient[at + lane];
+            for (int lane = 0; lane < kTileRows; ++lane) sum[lane] += tile.gradient[j * kTileRows + lane];
+        }
+        float slope[kTileRows], taken[kTileRows], shift[kTileRows];
+        slopes.total(slope);
 #pragma omp simd
         for (int lane = 0; lane < kTileRows; ++lane) {
-            const float zero = tile.zero[lane] + step, by = -tile.scale[lane] * step;
-            const float gain = 2.0f * by * slope[lane] + by * by * total;
-            const bool helps = zero >= 0.0f && zero <= rule.max_code && gain < 0.0f;
-            taken[lane] = helps ? step : 0.0f;
-            shift[lane] = helps ? by : 0.0f;
-            tile.zero[lane] += taken[lane];
-            tile.gained[lane] += helps ? gain : 0.0f;
+            const float zero = moved_zero(tile.zero[lane], step, tile.scale[lane], slope[lane], total,
+                                          rule.max_code, &tile.gained[lane]);
+            taken[lane] = zero - tile.zero[lane];
+            shift[lane] = -tile.scale[lane] * taken[lane];
+            tile.zero[lane] = zero;
         }
         for (int64_t j = 0; j < args.columns; ++j) {
 #pragma omp simd
@@ -200,14 +208,9 @@ struct DescentTile {
         float* centred = tile.centred + j * kTileRows;
         float moved[kTileRows], most = 0.0f;
 #pragma omp simd
-        for (int lane = 0; lane < kTileRows; ++lane) {
-            const float now = tile.scale[lane] * centred[lane];
-            const float wanted = now - gradient[lane] / row[j];
-            const float code = encode(wanted, tile.scale[lane], tile.zero[lane], rule.max_code);
-            centred[lane] = code - tile.zero[lane];
-            moved[lane] = tile.scale[lane] * centred[lane] - now;
-            tile.gained[lane] += moved[lane] * (2.0f * gradient[lane] + moved[lane] * row[j]);
-        }
+        for (int lane = 0; lane < kTileRows; ++lane)
+            centred[lane] = moved_code(centred[lane], gradient[lane], row[j], tile.scale[lane],
+                                       tile.zero[lane], rule.max_code, &moved[lane], &tile.gained[lane]);
 #pragma omp simd reduction(max : most)
         for (int lane = 0; lane < kTileRows; ++lane) most = std::max(most, std::fabs(moved[lane]));
         if (most == 0.0f) continue;

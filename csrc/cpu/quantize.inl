@@ -1,9 +1,11 @@
-// Round to nearest, and one block of columns of GPTQ. For the inside of an anonymous namespace, after common/grid.inl.
+// Round to nearest, and one block of columns of GPTQ. For the inside of an anonymous namespace, after
+// a register of 16 rows (vec_*.h) and common/grid.inl.
 //
 //   GPTQ, column j    e_j = (w_j - scale * (q_j - zero)) / hinv[j, j];   w_i -= e_j * hinv[j, i] for i > j
 //   (Frantar et al., arXiv 2210.17323, algorithm 1; hinv is the upper Cholesky factor of the inverse Hessian)
 //
-// One fp32 operation at a time, as in common/grid.inl; the loops over 16 lanes are left to the compiler.
+// One fp32 operation at a time, as in common/grid.inl; the loops over 16 lanes are left to the compiler where they are
+// not many.
 
 // --- round to nearest ---
 
@@ -105,25 +107,51 @@ void enter_group(const GptqArgs& args, const GridRule& rule, int64_t group, RowT
     }
 }
 
-// Quantizes column j, leaves its error in its place and spreads it over the columns to the right.
+// Columns that are quantized before their errors are carried on, all in one pass over the columns to the right.
+constexpr int64_t kColumnsAtOnce = 4;
+static_assert(kUnitColumns % kColumnsAtOnce == 0,
+              "a group begins where the errors of all columns are carried on");
+
+// Columns [begin, end) to the right of columns first, first + 1, .. get their COUNT errors, one after another.
+template <int COUNT>
+void spread_errors(const GptqArgs& args, const RowTile& tile, int64_t first, int64_t begin, int64_t end) {
+    F16 error[COUNT];
+    const float* hinv[COUNT];
+    for (int c = 0; c < COUNT; ++c) {
+        error[c] = load(tile.w + (first + c) * kTileRows);
+        hinv[c] = args.hinv + (first + c) * args.hinv_stride;
+    }
+    for (int64_t i = begin; i < end; ++i) {
+        F16 right = load(tile.w + i * kTileRows);
+#pragma GCC unroll 4
+        for (int c = 0; c < COUNT; ++c) right = sub(right, mul(error[c], set1(hinv[c][i])));
+        store(tile.w + i * kTileRows, right);
+    }
+}
+
+// Quantizes column j and leaves its error in its place.
 void quantize_column(const GptqArgs& args, const GridRule& rule, const RowTile& tile, int64_t j,
                      uint8_t* codes) {
-    const float* hinv = args.hinv + j * args.hinv_stride;
-    const float diagonal = hinv[j];
+    const float diagonal = args.hinv[j * args.hinv_stride + j];
     float* w = tile.w + j * kTileRows;
-    float error[kTileRows];
     for (int lane = 0; lane < kTileRows; ++lane) {
         const float code = encode(w[lane], tile.scale[lane], tile.zero[lane], rule.max_code);
         codes[lane] = static_cast<uint8_t>(static_cast<int>(code));
         const float product = tile.scale[lane] * (code - tile.zero[lane]);
-        error[lane] = (w[lane] - product) / diagonal;
+        w[lane] = (w[lane] - product) / diagonal;
     }
-    for (int64_t i = j + 1; i < args.columns; ++i) {
-        float* right = tile.w + i * kTileRows;
-        const float factor = hinv[i];
-        for (int lane = 0; lane < kTileRows; ++lane) right[lane] -= error[lane] * factor;
+}
+
+void quantize_tile(const GptqArgs& args, const GridRule& rule, RowTile& tile, uint8_t* codes) {
+    for (int64_t first = 0; first < args.columns; first += kColumnsAtOnce) {
+        if (first % args.group_size == 0) enter_group(args, rule, first / args.group_size, tile);
+        const int64_t next = std::min(args.columns, first + kColumnsAtOnce);
+        for (int64_t j = first; j < next; ++j) {
+            quantize_column(args, rule, tile, j, codes + j * kTileRows);
+            spread_errors<1>(args, tile, j, j + 1, next);
+        }
+        if (next < args.columns) spread_errors<kColumnsAtOnce>(args, tile, first, next, args.columns);
     }
-    std::memcpy(w, error, sizeof error);
 }
 
 void gptq(const GptqArgs& args) {
@@ -139,10 +167,7 @@ void gptq(const GptqArgs& args) {
             tile.first = i * kTileRows;
             tile.count = std::min<int64_t>(kTileRows, args.n - tile.first);
             load_rows(args, tile);
-            for (int64_t j = 0; j < args.columns; ++j) {
-                if (j % args.group_size == 0) enter_group(args, rule, j / args.group_size, tile);
-                quantize_column(args, rule, tile, j, codes + j * kTileRows);
-            }
+            quantize_tile(args, rule, tile, codes);
             for (int64_t lane = 0; lane < tile.count; ++lane) {
                 const int64_t row = (tile.first + lane) * args.columns;
                 for (int64_t j = 0; j < args.columns; ++j) {

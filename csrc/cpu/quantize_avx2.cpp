@@ -1,6 +1,8 @@
 // quantize_rtn, gptq_block, search_grid and descend in AVX2; the kernels are in quantize.inl
 // and descend.inl.
 #if defined(__x86_64__)
+#include <immintrin.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -13,6 +15,7 @@
 #include "../common/half.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "tables.h"
 
 // After every shared header: their inline functions must not be compiled for this instruction set.
 #pragma GCC target("avx2")
@@ -20,7 +23,9 @@
 namespace mmq {
 namespace {
 
+#include "vec_avx2.h"
 #include "../common/grid.inl"
+#include "../common/descent.inl"
 #include "quantize.inl"
 #include "descend.inl"
 

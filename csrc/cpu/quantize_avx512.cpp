@@ -1,6 +1,8 @@
 // quantize_rtn, gptq_block, search_grid and descend in AVX-512 (F, BW, DQ, VL); the kernels are in quantize.inl
 // and descend.inl.
 #if defined(__x86_64__)
+#include <immintrin.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -13,14 +15,17 @@
 #include "../common/half.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "tables.h"
 
 // After every shared header: their inline functions must not be compiled for this instruction set.
-#pragma GCC target("avx2,avx512f,avx512bw,avx512dq,avx512vl")
+#pragma GCC target("avx2,avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 
 namespace mmq {
 namespace {
 
+#include "vec_avx512.h"
 #include "../common/grid.inl"
+#include "../common/descent.inl"
 #include "quantize.inl"
 #include "descend.inl"
 

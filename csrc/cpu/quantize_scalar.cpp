@@ -12,11 +12,14 @@
 #include "../common/half.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "tables.h"
 
 namespace mmq {
 namespace {
 
+#include "vec_scalar.h"
 #include "../common/grid.inl"
+#include "../common/descent.inl"
 #include "quantize.inl"
 #include "descend.inl"
 

@@ -18,8 +18,10 @@ void prepack(const PrepackArgs& args, Target target);  // words -> tiles
 void unprepack(const PrepackArgs& args, Target target);
 void quantize_rtn(const RtnArgs& args, Target target);
 void gptq_block(const GptqBatch& args, Target target);
+void search_grid(const SearchArgs& args, Target target);
+void descend(const DescendArgs& args, Target target);
 
-// Columns that one launch of gptq_block takes.
+// Columns that one launch of gptq_block or descend takes.
 constexpr int kGptqColumns = 128;
 
 // One instruction of ptx.cuh on each of 32 lanes: in and out are uint32 [32, 8] and [32, 4]; see probe.cu.

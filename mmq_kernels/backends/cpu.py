@@ -22,9 +22,12 @@ from mmq_kernels.spec import QuantSpec, ceil_div
 TILE_ROWS = 16
 """Rows of W that the layout interleaves; `kTileRows` of csrc/common/layout.h."""
 
+UNIT_COLUMNS = 32
+"""Columns whose codes share words; `kUnitColumns` of csrc/common/layout.h."""
+
 
 class CpuBackend(Backend):
-    """Layout "cpu": weight int32 ``[ceil(n/16), plane_words(k), 16]``, rows past n zero.
+    """Layout "cpu": weight int32 ``[ceil(n/16), ceil(k/32) * bits, 16]``, zero past n and k.
 
     scale ``[groups, 16 * ceil(n/16)]``, zero ``[groups, words of 16 * ceil(n/16) codes]``, both padded with zeros.
     """
@@ -45,8 +48,8 @@ class CpuBackend(Backend):
 
     def runtime_shapes(self, spec: QuantSpec, n: int, k: int) -> RuntimeShapes:
         groups, tiles = spec.groups(k), ceil_div(n, TILE_ROWS)
-        rows = tiles * TILE_ROWS
-        return RuntimeShapes((tiles, spec.plane_words(k), TILE_ROWS), (groups, rows), (groups, spec.words(rows)))
+        rows, words = tiles * TILE_ROWS, ceil_div(k, UNIT_COLUMNS) * spec.bits
+        return RuntimeShapes((tiles, words, TILE_ROWS), (groups, rows), (groups, spec.words(rows)))
 
     def prepack(self, packed: PackedWeight, spec: QuantSpec, n: int, k: int) -> RuntimeWeight:
         shapes = self.runtime_shapes(spec, n, k)

@@ -21,6 +21,7 @@ from mmq_kernels.backends import (
 from mmq_kernels.backends.addresses import DTYPES, addresses, rows_in_memory
 from mmq_kernels.backends.blocks import gptq_wide
 from mmq_kernels.backends.dense import dense_gemm
+from mmq_kernels.backends.descent import Descended
 from mmq_kernels.backends.workspace import Counters
 from mmq_kernels.spec import PER_CHANNEL, QuantSpec, ceil_div
 
@@ -276,6 +277,58 @@ class CudaBackend(Backend):
             *self._target(weight.device),
         )
         return codes, error, grid_scale.to(scale_dtype), grid_zero
+
+    def search_grid(
+        self, weight: Tensor, importance: Tensor, spec: QuantSpec, scale_dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        n, columns = weight.shape
+        scale = torch.empty(n, device=weight.device)
+        zero = torch.empty(n, dtype=torch.uint8, device=weight.device)
+        weight, importance = rows_in_memory(weight), importance.contiguous()
+        self._native().search_grid(
+            weight.data_ptr(),
+            max(weight.stride(0), columns),
+            *addresses(importance, scale, zero),
+            spec.bits,
+            spec.symmetric,
+            n,
+            columns,
+            DTYPES.index(scale_dtype),
+            *self._target(weight.device),
+        )
+        return scale.to(scale_dtype), zero
+
+    def descend(
+        self,
+        gradient: Tensor,
+        hessian: Tensor,
+        codes: Tensor,
+        scale: Tensor,
+        zero: Tensor,
+        spec: QuantSpec,
+        scale_dtype: torch.dtype,
+    ) -> Descended:
+        """Of groups of more columns than a block has registers for, the codes' step alone is a kernel: `gptq_block`."""
+        n, columns = codes.shape
+        if columns > self._native().gptq_columns:
+            return super().descend(gradient, hessian, codes, scale, zero, spec, scale_dtype)
+        gradient, hessian = rows_in_memory(gradient), rows_in_memory(hessian)
+        after = [part.clone(memory_format=torch.contiguous_format) for part in (codes, scale, zero)]
+        moved, gained = torch.empty(n, columns, device=codes.device), torch.empty(n, device=codes.device)
+        self._native().descend(
+            gradient.data_ptr(),
+            max(gradient.stride(0), columns),
+            hessian.data_ptr(),
+            max(hessian.stride(0), columns),
+            *addresses(*after, moved, gained),
+            spec.bits,
+            spec.symmetric,
+            n,
+            columns,
+            DTYPES.index(scale_dtype),
+            *self._target(codes.device),
+        )
+        return Descended(after[0], after[1], after[2], moved, gained)
 
     # --- the machine; the emulation of the tests has its own --------------------------------------------------------
 

@@ -1,8 +1,8 @@
-"""GPTQ of one layer: `ops.gptq_block` against the paper's loop in plain torch, and against what no kernel can save.
+"""GPTQ of one layer: this package's against the paper's loop in plain torch, and against what no kernel can save.
 
-Three ways through the same work, all with the factor of the inverse Hessian counted: `blocks` calls the op for each
-block of columns, `columns` goes column by column as in algorithm 1 (arXiv 2210.17323), and `chain` does no more than
-the factor and the trailing updates, which is the floor of the other two.
+Three ways through the same work, all with the factor of the inverse Hessian counted: `blocks` is what `mmq quantize`
+runs, `columns` goes column by column as in algorithm 1 (arXiv 2210.17323), and `chain` does no more than the factor as
+everybody makes it (Cholesky, inverse, Cholesky) and the trailing updates.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from mmq_kernels import ops
 from mmq_kernels.bench.record import Row
 from mmq_kernels.bench.setting import Setting
 from mmq_kernels.bench.timing import timed
+from mmq_kernels.quantize.gptq import GptqSettings, factorize, gptq
+from mmq_kernels.quantize.rtn import Quantized
 from mmq_kernels.spec import QuantSpec
 
 BLOCK = 128
 SPEC = QuantSpec(4, 128)
+SETTINGS = GptqSettings(damping=1e-9)
 
 
 class Grid(NamedTuple):
@@ -61,25 +64,12 @@ def gptq_by_columns(weight: Tensor, hessian: Tensor, spec: QuantSpec = SPEC, blo
     return Grid(codes, quantized)
 
 
-def gptq_by_blocks(weight: Tensor, hessian: Tensor, spec: QuantSpec = SPEC, block: int = BLOCK) -> Grid:
-    """The same with `ops.gptq_block`."""
-    weight, hinv = weight.clone(), upper_factor(hessian)
-    k = weight.shape[1]
-    codes, quantized = torch.empty_like(weight, dtype=torch.uint8), torch.empty_like(weight)
-    for first in range(0, k, block):
-        last = min(k, first + block)
-        found, errors, scale, zero = ops.gptq_block(
-            weight[:, first:last], hinv[first:last, first:last], None, None, spec
-        )
-        wide_scale, wide_zero = (
-            part.float().repeat_interleave(spec.group_size, 1)[:, : last - first] for part in (scale, zero)
-        )
-        codes[:, first:last], quantized[:, first:last] = found, wide_scale * (found.float() - wide_zero)
-        weight[:, last:] -= errors @ hinv[first:last, last:]
-    return Grid(codes, quantized)
+def gptq_by_blocks(weight: Tensor, hessian: Tensor, spec: QuantSpec = SPEC) -> Quantized:
+    """What `mmq quantize` does with a layer, its damping too small to be felt."""
+    return gptq(weight, factorize(hessian, SETTINGS, "layer"), spec, SETTINGS)
 
 
-def _forced(backend: str, weight: Tensor, hessian: Tensor, _: int = 0) -> Grid:
+def _forced(backend: str, weight: Tensor, hessian: Tensor, _: int = 0) -> Quantized:
     with ops.use_backend(backend):
         return gptq_by_blocks(weight, hessian)
 
@@ -122,6 +112,7 @@ def bench_gptq(setting: Setting, size: int, *, rounds: int = 3, beside: Sequence
     # A Cholesky factorization looks at its own success on the host: no graph can hold it.
     took = timed(ways, 0, device, least=rounds, graph=False, clock=setting.clock)
     blocks, columns = gptq_by_blocks(weight, hessian), gptq_by_columns(weight, hessian)
+    ours = blocks.dequantize(SPEC)
     yield {
         "bench": "gptq",
         "n": size,
@@ -138,7 +129,7 @@ def bench_gptq(setting: Setting, size: int, *, rounds: int = 3, beside: Sequence
         "x_torch": took["columns"]["us"] / took["blocks"]["us"],
         "x_chain": took["blocks"]["us"] / took["chain"]["us"],
         "equal_codes": (blocks.codes == columns.codes).float().mean().item(),
-        "equal_weights": (blocks.weight == columns.weight).float().mean().item(),
-        "error_ratio": weighted_error(weight, blocks.weight, hessian) / weighted_error(weight, columns.weight, hessian),
+        "equal_weights": (ours == columns.weight).float().mean().item(),
+        "error_ratio": weighted_error(weight, ours, hessian) / weighted_error(weight, columns.weight, hessian),
         **{f"{name}_seconds": took[name]["us"] / 1e6 for name in beside},
     }

@@ -222,6 +222,8 @@ def make_llava() -> LlavaForConditionalGeneration:
         initializer_range=_INIT_STD,  # type: ignore[call-arg]
         tie_word_embeddings=False,
     )
+    asked = {"caption": DESCRIBE, "vqa": ASK, "gqa": ASK}  # what it is trained on, for whoever evaluates it
+    config.task_specific_params = {task: {"prompt": prompt} for task, prompt in asked.items()}
     return LlavaForConditionalGeneration(config)
 
 

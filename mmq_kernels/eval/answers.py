@@ -1,11 +1,14 @@
-"""VQAv2's accuracy: the official answer normalization and the ten-answer rule.
+"""VQAv2's accuracy: the official answer normalization and the ten-answer rule; and GQA's: the one answer, or not.
 
-An answer is as right as people agree on it: ``mean over the 10 subsets of 9 people of min(1, matches / 3)``.
+An answer to VQAv2 is as right as people agree on it: ``mean over the 10 subsets of 9 people of min(1, matches / 3)``.
 
 Source: Antol et al., "VQA: Visual Question Answering", and the challenge's evaluation
 (visualqa.org/evaluation), whose quirks are kept because published numbers contain them: normalization is
 skipped where all people agree, and a comma between digits (1,000) makes every punctuation mark vanish instead
 of turning into a space.
+
+GQA's scorer (Hudson and Manning, "GQA", 2019, its eval.py) compares answers as they are, which are lower case;
+a model's is made so first, as LLaVA's authors do: case, surrounding space and a final period do not count.
 """
 
 from __future__ import annotations
@@ -21,6 +24,9 @@ ENOUGH = 3
 """People who must agree with an answer for it to count fully."""
 
 _PERIOD = re.compile(r"\.(?!\d)")
+_PERIODS = 32
+"""Periods removed at most: the official script passes a flag of that value where a count belongs."""
+
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _CONTRACTED = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
@@ -64,6 +70,19 @@ def answer_accuracy(prediction: str, answers: Sequence[str]) -> float:
     return sum(min(1.0, (total - match) / ENOUGH) for match in matches) / len(matches)
 
 
+def exact_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """1.0 where `prediction` is one of `answers` (one in GQA), but for case, space and a final period; else 0.0.
+
+    >>> exact_accuracy("Light Blue.", ["light blue"])
+    1.0
+    """
+    return float(_plain(prediction) in {_plain(answer) for answer in answers})
+
+
+def _plain(answer: str) -> str:
+    return " ".join(answer.lower().split()).rstrip(".").rstrip()
+
+
 def _tidy(answer: str) -> str:
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
@@ -74,4 +93,4 @@ def _strip_punctuation(text: str) -> str:
     for mark in PUNCTUATION:
         beside_space = f"{mark} " in text or f" {mark}" in text
         stripped = stripped.replace(mark, "" if beside_space or number else " ")
-    return _PERIOD.sub("", stripped)
+    return _PERIOD.sub("", stripped, count=_PERIODS)

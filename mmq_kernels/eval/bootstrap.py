@@ -89,6 +89,45 @@ def paired_interval(
     return Interval(samples.value - baseline.value, *_percentiles(ours - theirs, confidence))
 
 
+def paired_tests(
+    series: Sequence[MetricSamples],
+    baseline: MetricSamples,
+    *,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+) -> list[tuple[Interval, float]]:
+    """Each of `series` minus the baseline with its interval, and how likely such a difference is without a cause.
+
+    One draw of clusters serves them all. The probability is two-sided: twice the share of draws in which the difference
+    has the other sign or is 0, at most 1 and never below ``2 / (resamples + 1)``.
+
+    Raises:
+        ValueError: one was not measured on the samples of the baseline.
+    """
+    for samples in series:
+        if samples.keys != baseline.keys or samples.clusters != baseline.clusters:
+            raise ValueError("a paired comparison needs the same samples in the same order")
+    sums = [samples.by_cluster() for samples in (baseline, *series)]
+    numerators, denominators = np.stack([top for top, _ in sums], 1), np.stack([below for _, below in sums], 1)
+    count = len(numerators)
+    generator = np.random.default_rng(seed)
+    drawn = []
+    for start in range(0, resamples, _CHUNK):
+        rows = min(_CHUNK, resamples - start)
+        picks = generator.integers(0, count, size=(rows, count)) + count * np.arange(rows)[:, None]
+        times = np.bincount(picks.ravel(), minlength=rows * count).reshape(rows, count).astype(np.float64)
+        drawn.append((times @ numerators) / (times @ denominators))
+    values = np.concatenate(drawn)
+    differences = values[:, 1:] - values[:, :1]
+    found = []
+    for samples, column in zip(series, differences.T, strict=True):
+        opposed = min(int((column <= 0).sum()), int((column >= 0).sum()))
+        chance = min(1.0, 2 * (opposed + 1) / (resamples + 1))
+        found.append((Interval(samples.value - baseline.value, *_percentiles(column, confidence)), chance))
+    return found
+
+
 def ratio_interval(
     samples: MetricSamples,
     baseline: MetricSamples,

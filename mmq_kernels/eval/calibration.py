@@ -2,8 +2,8 @@
 
 The language model reads the references too, so that it is calibrated on captions and answers and not on prompts
 alone. BLIP-2 gets what its own protocol gives it; its image-text-matching model is called both ways on each batch, so
-that every layer of its Q-Former sees data. Every other model gets what its processor makes of image and text, by its
-chat template where it has one; a language model alone the text, a vision model alone the image.
+that every layer of its Q-Former sees data. Every other model gets what its processor makes of image and text, laid out
+as for evaluation; a language model alone the text, a vision model alone the image.
 """
 
 from __future__ import annotations
@@ -17,16 +17,13 @@ from typing import Any, cast
 
 import torch
 
-from mmq_kernels.eval.datasets import TASKS, CaptionSample, VqaSample, calibration_samples
+from mmq_kernels.eval.datasets import QUESTION_TASKS, TASKS, CaptionSample, QuestionSample, calibration_samples
 from mmq_kernels.eval.errors import ModelMismatch
 from mmq_kernels.eval.images import PixelStore, open_image
-from mmq_kernels.eval.protocol import clean_caption, protocol_for
+from mmq_kernels.eval.protocol import clean_caption, lay_out, protocol_for
 
 BATCH = 8
 """Samples a calibration batch holds."""
-
-DESCRIBE, SHORTLY = "Describe the image in one sentence.", "Answer in a word or two."
-"""What is asked of models that have no protocol of their own."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class CalibrationData:
     """Samples of one data set.
 
     Attributes:
-        task: caption, vqa or retrieval.
+        task: caption, vqa, gqa or retrieval.
         folder: of the data set, laid out as its publisher lays it out.
         samples: how many to draw from its training split.
         seed: of the draw.
@@ -85,6 +82,15 @@ class CalibrationSource:
                 digest.update(f"{image.relative_to(source.folder)} {image.stat().st_size} {text}\n".encode())
         return digest.hexdigest()[:16]
 
+    def check(self, model: Any) -> None:
+        """Raises ModelMismatch for a task that the model, which may be on the meta device, cannot do."""
+        for source in self.data:
+            _builder(model, source.task)
+
+    def images(self) -> list[Path]:
+        """Of all samples drawn."""
+        return [sample.image for source in self.data for sample in source.drawn()]
+
     def batches(self, model: Any, processor: Any) -> list[dict[str, Any]]:
         """Keyword arguments for calls of `model` that together show it every sample.
 
@@ -115,7 +121,7 @@ def _builder(model: Any, task: str) -> Builder:
     if hasattr(model, "itm_head") or dual:
         fits, wanted = task == "retrieval", "retrieval"
     else:
-        fits, wanted = task != "retrieval", "caption or vqa"
+        fits, wanted = task != "retrieval", "caption, vqa or gqa"
     if not fits:
         raise ModelMismatch(f"{type(model).__name__} is calibrated on task {wanted}, got {task!r}")
     if not blip2:
@@ -125,16 +131,16 @@ def _builder(model: Any, task: str) -> Builder:
 
 def _pairs(source: CalibrationData, samples: Sequence[Any]) -> list[tuple[Path, str]]:
     """Image and reference text of each sample."""
-    if source.task == "vqa":
-        return [(s.image, f"{s.question} {s.common_answer}") for s in cast("list[VqaSample]", samples)]
+    if source.task in QUESTION_TASKS:
+        return [(s.image, f"{s.question} {s.common_answer}") for s in cast("list[QuestionSample]", samples)]
     return [(s.image, s.references[0]) for s in cast("list[CaptionSample]", samples)]
 
 
 def _texts(model: Any, source: CalibrationData, samples: Sequence[Any]) -> list[tuple[str, str]]:
     """What each sample asks, and what the reference says."""
     protocol = protocol_for(model, source.task)
-    if source.task == "vqa":
-        return [(protocol.text(s.question) or "", s.common_answer) for s in cast("list[VqaSample]", samples)]
+    if source.task in QUESTION_TASKS:
+        return [(protocol.text(s.question) or "", s.common_answer) for s in cast("list[QuestionSample]", samples)]
     return [(protocol.text() or "", clean_caption(s.references[0])) for s in cast("list[CaptionSample]", samples)]
 
 
@@ -174,7 +180,7 @@ def _processed(
     model: Any, processor: Any, pixels: PixelStore, source: CalibrationData, samples: Sequence[Any]
 ) -> list[dict[str, Any]]:
     """What the model's own processor makes of images and texts, for whichever of both it takes."""
-    images, texts = [[open_image(s.image)] for s in samples], [_said(processor, source, s) for s in samples]
+    images, texts = [[open_image(s.image)] for s in samples], _conversations(model, processor, source, samples)
     if hasattr(processor, "image_processor") and hasattr(processor, "tokenizer"):
         how: dict[str, Any] = {"padding": True, "truncation": source.task == "retrieval"}
         if model.config.model_type.startswith("siglip"):
@@ -191,21 +197,17 @@ def _processed(
     return [{key: value.to(model.dtype) if value.is_floating_point() else value for key, value in batch.items()}]
 
 
-def _said(processor: Any, source: CalibrationData, sample: Any) -> str:
-    """One sample as a conversation: what is asked about the image, and the reference as the answer."""
-    if source.task == "vqa":
-        asked, answer = f"{sample.question} {SHORTLY}", sample.common_answer
-    else:
-        asked, answer = DESCRIBE, sample.references[0]
-    if source.task == "retrieval" or not hasattr(processor, "image_processor"):
-        return answer if source.task != "vqa" else f"{asked} {answer}"
-    if getattr(processor, "chat_template", None):
-        said = [
-            {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": asked}]},
-            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
-        ]
-        return processor.apply_chat_template(said, tokenize=False)
-    return f"{getattr(processor, 'image_token', '<image>')}\n{asked} {answer}"
+def _conversations(model: Any, processor: Any, source: CalibrationData, samples: Sequence[Any]) -> list[str]:
+    """Each sample as evaluation lays it out, the reference behind it; the reference alone for retrieval."""
+    if source.task == "retrieval":
+        return [sample.references[0] for sample in samples]
+    protocol = protocol_for(model, source.task)
+    asks = source.task in QUESTION_TASKS
+    said = [(s.question, s.common_answer) if asks else (None, s.references[0]) for s in samples]
+    asked = [(protocol.text(question) or "", answer) for question, answer in said]
+    if not hasattr(processor, "image_processor"):
+        return [f"{prompt} {answer}" if asks else answer for prompt, answer in asked]
+    return [lay_out(processor, protocol, prompt, answer) for prompt, answer in asked]
 
 
 def _like(batch: dict[str, Any], model: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ References are tokenized once for a set of images; any number of caption sets is
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,13 +48,20 @@ class CaptionScorer:
     Args:
         references: captions of each image.
         tokenizer: `ptb`, `plain`, or `auto` (`ptb` where Java is found).
+        meteor: gives METEOR's scores; one that keeps its Java process serves many sets of captions.
 
     Raises:
         DataError: an image without references; `ptb` without Java.
     """
 
-    def __init__(self, references: Mapping[Any, Sequence[str]], *, tokenizer: str = "auto") -> None:
-        self.tokenizer = choose_tokenizer(tokenizer)
+    def __init__(
+        self,
+        references: Mapping[Any, Sequence[str]],
+        *,
+        tokenizer: str = "auto",
+        meteor: Callable[..., tuple[float, list[float]]] = meteor_scores,
+    ) -> None:
+        self.tokenizer, self._meteor = choose_tokenizer(tokenizer), meteor
         for image_id, texts in references.items():
             if not texts:
                 raise DataError(f"image {image_id} has no reference captions")
@@ -85,6 +92,6 @@ class CaptionScorer:
             float(cider),
             tuple(float(value) for value in bleu),
             float(rouge),
-            meteor_scores(made, truth)[0] if meteor and java() else None,
+            self._meteor(made, truth)[0] if meteor and java() else None,
             tuple(float(score) for score in np.asarray(per_image)),
         )

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from mmq_kernels.eval.errors import DataError
 
+_ID_KEYS = ("question_id", "id", "filename", "image", "image_id", "answer_id")
 
-def read_json(path: Path) -> Any:
+Pairs = Callable[[list[tuple[str, Any]]], Any]
+
+
+def read_json(path: Path, pairs: Pairs | None = None) -> Any:
     """The content of a JSON file.
+
+    Args:
+        pairs: makes a value of the keys and values of each object, innermost first; None makes a dict.
 
     Raises:
         DataError: the file is missing or no JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=pairs)
     except FileNotFoundError:
         raise DataError(f"missing {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path} is no JSON file: {error}") from None
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
@@ -46,17 +53,52 @@ def entries(content: Any, key: str | None, path: Path) -> list[dict[str, Any]]:
     return content
 
 
-def field(entry: dict[str, Any], key: str, kind: type | tuple[type, ...], path: Path) -> Any:
-    """`entry[key]`, checked to be of `kind`.
+def keyed_entries(path: Path, keep: frozenset[str], mark: str) -> dict[str, dict[str, Any]]:
+    """The objects of a JSON file that is one object of them, by their keys.
+
+    Args:
+        keep: keys to keep of each object that has the key `mark`; the others go while the file is read.
+
+    Raises:
+        DataError: the file is missing, no JSON, of another layout, or holds a key twice.
+    """
+
+    def kept(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+            raise DataError(f"{path}: id {twice} occurs twice")
+        return {key: value for key, value in pairs if key in keep} if mark in found else found
+
+    content = read_json(path, kept)
+    if not isinstance(content, dict):
+        raise DataError(f"{path} has another layout: expected an object of objects, got a {_kind(content)}")
+    for key, value in content.items():
+        if not isinstance(value, dict):
+            raise DataError(f'{path} has another layout: expected an object under "{key}", got a {_kind(value)}')
+    return content
+
+
+def field(
+    entry: dict[str, Any], key: str, kind: type | tuple[type, ...], path: Path, entry_id: int | str | None = None
+) -> Any:
+    """`entry[key]`, checked to be of `kind`; errors name the entry by `entry_id`, or by what ids it has itself.
 
     Raises:
         DataError: the key is missing or holds something else.
     """
     if key not in entry:
-        raise DataError(f'{path} has another layout: an entry lacks key "{key}"')
-    if not isinstance(entry[key], kind):
-        raise DataError(f'{path} has another layout: "{key}" holds a {_kind(entry[key])}')
+        raise DataError(f'{path} has another layout: an entry lacks key "{key}"{_called(entry, entry_id)}')
+    if not isinstance(entry[key], kind) or isinstance(entry[key], bool):
+        raise DataError(f'{path} has another layout: "{key}" holds a {_kind(entry[key])}{_called(entry, entry_id)}')
     return entry[key]
+
+
+def _called(entry: dict[str, Any], entry_id: int | str | None) -> str:
+    """Of which entry something is said, where it has a name."""
+    named = next((entry[key] for key in _ID_KEYS if isinstance(entry.get(key), (int, str))), entry_id)
+    return "" if named is None else f" (of {named})"
 
 
 def unique(items: Iterable[dict[str, Any]], key: str, path: Path) -> list[dict[str, Any]]:

@@ -26,6 +26,42 @@ def meteor_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]
     Raises:
         DataError: Java is missing or the scorer stopped.
     """
+    with Meteor() as meteor:
+        return meteor.scores(hypotheses, references)
+
+
+class Meteor:
+    """The Java process, for any number of sets: it takes seconds to start. Ends with the context, or with `close`."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def scores(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
+        """See `meteor_scores`."""
+        if self._process is None:
+            self._process = _start()
+        process = self._process
+        assert process.stdin is not None and process.stdout is not None  # both were asked for as pipes
+        try:
+            return _converse(process.stdin, process.stdout, hypotheses, references)
+        except (BrokenPipeError, ValueError) as error:
+            self.close()
+            raise DataError(f"the METEOR scorer stopped: {error}") from None
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        if self._process is not None:
+            _end(self._process)
+            self._process = None
+
+    def __enter__(self) -> Meteor:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
+def _start() -> subprocess.Popen[str]:
     program = java()
     if program is None:
         raise DataError("METEOR needs Java, and no java is on the PATH")
@@ -34,7 +70,7 @@ def meteor_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]
         *(program, "-Dfile.encoding=UTF-8", "-Xmx2G", "-jar", packaged.METEOR_JAR),
         *("-", "-", "-stdio", "-l", "en", "-norm"),
     ]
-    process = subprocess.Popen(
+    return subprocess.Popen(
         command,
         cwd=folder,
         stdin=subprocess.PIPE,
@@ -42,13 +78,6 @@ def meteor_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]
         stderr=subprocess.DEVNULL,
         encoding="utf-8",
     )
-    assert process.stdin is not None and process.stdout is not None  # both were asked for as pipes
-    try:
-        return _converse(process.stdin, process.stdout, hypotheses, references)
-    except (BrokenPipeError, ValueError) as error:
-        raise DataError(f"the METEOR scorer stopped: {error}") from None
-    finally:
-        _end(process)
 
 
 def _converse(

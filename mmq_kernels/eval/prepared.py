@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from mmq_kernels.eval.captions import CaptionScorer
-from mmq_kernels.eval.datasets import SPLITS, CaptionSample, Samples, load
+from mmq_kernels.eval.datasets import CaptionSample, Samples, default_split, load
+from mmq_kernels.eval.generative import Features
 from mmq_kernels.eval.images import PixelStore
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Samples of a task, ready for any number of models that share a processor. Made by `prepare`."""
+    """Samples of a task, ready for any number of models that share a processor. Made by `prepare`.
+
+    With `features`, models share what they see of images too: only for models that differ in the language model alone.
+    """
 
     task: str
     folder: Path
@@ -26,6 +30,7 @@ class Prepared:
     pixels: PixelStore
     tokenizer: str
     _scorers: list[CaptionScorer] = field(default_factory=list, repr=False)
+    features: Features | None = field(default=None, repr=False)
 
     def caption_samples(self) -> list[CaptionSample]:
         """The samples of task `caption`."""
@@ -37,6 +42,10 @@ class Prepared:
             references = {s.image_id: s.references for s in self.caption_samples()}
             self._scorers.append(CaptionScorer(references, tokenizer=self.tokenizer))
         return self._scorers[0]
+
+    def sharing(self, features: Features | None, scorer: CaptionScorer | None = None) -> Prepared:
+        """The same data, with image features kept by `features`, and captions scored by `scorer` if one is given."""
+        return replace(self, features=features, _scorers=self._scorers if scorer is None else [scorer])
 
     def settings(self) -> dict[str, Any]:
         """What a result says about its data."""
@@ -73,7 +82,7 @@ def prepare(
     return Prepared(
         task=task,
         folder=Path(folder),
-        split=split or SPLITS[task][0],
+        split=split or default_split(task, folder),
         limit=limit,
         seed=seed,
         captions_per_image=captions_per_image,

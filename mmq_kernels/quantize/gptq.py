@@ -27,6 +27,7 @@ from mmq_kernels.quantize.grids import Grid
 from mmq_kernels.quantize.groups import settled_columns
 from mmq_kernels.quantize.refine import Refined, best_of, refine, row_errors
 from mmq_kernels.quantize.rtn import Quantized, check_finite, choose_scale_dtype
+from mmq_kernels.quantize.triangles import add_lower_gram_, invert_lower_, mirror_lower_
 from mmq_kernels.spec import PER_CHANNEL, QuantSpec, ceil_div
 
 DAMPING_ATTEMPTS = 5
@@ -96,16 +97,21 @@ class Hessian:
         """Take in activations ``[..., k]``; not after `value`."""
         assert not self._scaled
         rows = x.detach().reshape(-1, x.shape[-1]).float()
-        self._sum.addmm_(rows.t(), rows)
-        self._magnitude += rows.abs().sum(0, dtype=torch.float64)
+        add_lower_gram_(self._sum, rows)
+        self._magnitude += torch.linalg.vector_norm(rows, 1, 0)
         self.rows += rows.shape[0]
 
     def value(self) -> Tensor:
         """H; zero where nothing was seen. Not a copy: it may be the largest thing in memory."""
         if not self._scaled:
-            self._sum *= 2 / max(1, self.rows)
+            mirror_lower_(self._sum).mul_(2 / max(1, self.rows))
             self._scaled = True
         return self._sum
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the matrix."""
+        return self._sum.numel() * self._sum.element_size()
 
     def magnitude(self) -> Tensor:
         """``mean |x|`` of each channel, fp32 ``[k]``."""
@@ -146,7 +152,7 @@ def factorize(hessian: Tensor, settings: GptqSettings, name: str) -> Factor:
     Raises:
         QuantizationError: naming the layer, when the last attempt fails too.
     """
-    if not bool(hessian.sum(dtype=torch.float64).isfinite()):
+    if not _finite(hessian):
         raise QuantizationError(f"{name}: its calibration activations hold NaN or infinity")
     damping, order, ordered = settings.damping, None, hessian
     if settings.order != "input":
@@ -165,21 +171,34 @@ def factorize(hessian: Tensor, settings: GptqSettings, name: str) -> Factor:
 
 
 def _upper(hessian: Tensor, damping: float) -> Tensor | None:
-    """The upper Cholesky factor of the damped inverse, or None; no more than two matrices at a time beside it."""
-    matrix, failed = torch.linalg.cholesky_ex(_damped(hessian, damping))
+    """The upper Cholesky factor of the damped inverse, or None; no more than two matrices at a time beside it.
+
+    With J the reversal of rows and columns and ``J H J = L L^T``, it is ``J L^-1 J``: one factorization, and no inverse
+    of H is made.
+    """
+    backward = _damp_(hessian.flip(0, 1), damping)
+    lower, failed = torch.linalg.cholesky_ex(backward)
+    del backward
     if failed:
         return None
-    matrix = torch.cholesky_inverse(matrix)
-    matrix, failed = torch.linalg.cholesky_ex(matrix, upper=True)
-    return None if failed or not bool(matrix.sum(dtype=torch.float64).isfinite()) else matrix
+    upper = invert_lower_(lower).flip(0, 1)
+    return upper if _finite(upper) else None
+
+
+def _finite(matrix: Tensor) -> bool:
+    """Without a matrix of flags; NaN goes through both extremes."""
+    return all(bool(extreme.isfinite()) for extreme in matrix.aminmax())
 
 
 def _damped(hessian: Tensor, damping: float) -> Tensor:
+    return _damp_(hessian.clone(), damping)
+
+
+def _damp_(hessian: Tensor, damping: float) -> Tensor:
     diagonal = hessian.diagonal()
-    damped = hessian.clone()
-    damped.diagonal().add_(damping * (float(diagonal.mean()) or 1.0))
-    damped.diagonal().masked_fill_(diagonal == 0, 1.0)
-    return damped
+    unseen = diagonal == 0
+    diagonal.add_(damping * (float(diagonal.mean()) or 1.0)).masked_fill_(unseen, 1.0)
+    return hessian
 
 
 def gptq(weight: Tensor, factor: Factor, spec: QuantSpec, settings: GptqSettings = DEFAULT) -> Quantized:
@@ -203,26 +222,30 @@ def gptq(weight: Tensor, factor: Factor, spec: QuantSpec, settings: GptqSettings
     return found if factor.order is None else _in_input_order(found, factor.order, spec)
 
 
-def gptq_together(
-    weights: Sequence[Tensor], factor: Factor, spec: QuantSpec, settings: GptqSettings = DEFAULT
+def gptq_side_by_side(
+    weights: Sequence[Tensor], factors: Sequence[Factor], spec: QuantSpec, settings: GptqSettings = DEFAULT
 ) -> list[Quantized]:
-    """`gptq` of several weights ``[n_i, k]`` whose layers read one input: their rows are gone through in one pass.
+    """`gptq` of weights ``[n, k]`` of one shape and dtype, each under a Hessian of its own, in one loop over columns.
+
+    Neither static groups nor descent: what follows their loops is each layer's own.
 
     Raises:
         ValueError: for NaN or infinity in a weight.
     """
-    alike: dict[tuple[torch.dtype, torch.dtype], list[int]] = {}
-    for index, weight in enumerate(weights):
+    assert settings.order != "static" and settings.rounds == 0
+    for weight in weights:
         check_finite(weight)
-        alike.setdefault((weight.dtype, choose_scale_dtype(weight, spec)), []).append(index)
-    results: dict[int, Quantized] = {}
-    for indices in alike.values():
-        rows = [len(weights[index]) for index in indices]
-        codes, scale, zero, g_idx = gptq(torch.cat([weights[index] for index in indices]), factor, spec, settings)
-        parts = zip(codes.split(rows), scale.split(rows), zero.split(rows), strict=True)
-        for index, (own_codes, own_scale, own_zero) in zip(indices, parts, strict=True):
-            results[index] = Quantized(own_codes.clone(), own_scale.clone(), own_zero.clone(), g_idx)
-    return [results[index] for index in range(len(weights))]
+    in_order = [
+        weight.float() if factor.order is None else weight.float()[:, factor.order]
+        for weight, factor in zip(weights, factors, strict=True)
+    ]
+    upper = torch.stack([factor.upper for factor in factors])
+    codes, scale, zero, _ = _columns(torch.stack(in_order), upper, spec, choose_scale_dtype(weights[0], spec), settings)
+    found = [Quantized(*parts) for parts in zip(codes, scale, zero, strict=True)]
+    return [
+        one if factor.order is None else _in_input_order(one, factor.order, spec)
+        for one, factor in zip(found, factors, strict=True)
+    ]
 
 
 def _static(
@@ -292,14 +315,17 @@ def _columns(
     """The loop over the columns.
 
     Args:
-        weight: fp32 ``[n, k]``; not modified.
+        weight: fp32 ``[n, k]``; not modified. Or ``[layers, n, k]``, everything else then with that dimension too.
+        upper: fp32 ``[k, k]``.
         settings: how grids are found, and how wide blocks are.
         given: grids to use as they are.
     """
     current, grids, most = weight.clone(), settings.grids(), settings.block_size
-    k = weight.shape[1]
+    carry_on = Tensor.addmm_ if weight.dim() == 2 else Tensor.baddbmm_
+    k = weight.shape[-1]
     length, inside = spec.group_length(k), QuantSpec(spec.bits, PER_CHANNEL, spec.symmetric)
-    importance = upper.diagonal() ** -2  # of column j: what is left of its error once all later columns have made good
+    # Of column j: what is left of its error once all later columns have made good.
+    importance = upper.diagonal(dim1=-2, dim2=-1) ** -2
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     scales: list[Tensor] = []
     zeros: list[Tensor] = []
@@ -308,18 +334,18 @@ def _columns(
         small = grid_end is None  # the block holds whole groups, of which the op finds the grids
         if given is not None:
             groups = slice(start // length, ceil_div(end, length))
-            scale, zero = given.scale[:, groups], given.zero[:, groups]
+            scale, zero = given.scale[..., groups], given.zero[..., groups]
         elif not (small and grids.in_loop):
             if grid_end != 0:
                 part = slice(start, grid_end or end)
-                grid = grids.of_group(current[:, part], importance[part], spec, scale_dtype)
-                scales.append(grid[0].view(-1, 1))
-                zeros.append(grid[1].view(-1, 1))
+                grid = _group_grid(grids, current[..., part], importance[..., part], spec, scale_dtype)
+                scales.append(grid[0].unsqueeze(-1))
+                zeros.append(grid[1].unsqueeze(-1))
             scale, zero = scales[-1], zeros[-1]
         block_spec = spec if small and grids.in_loop else inside
-        codes[:, start:end], error, found_scale, found_zero = ops.gptq_block(
-            current[:, start:end].contiguous(),
-            upper[start:end, start:end].contiguous(),
+        codes[..., start:end], error, found_scale, found_zero = ops.gptq_block(
+            current[..., start:end].contiguous(),
+            upper[..., start:end, start:end].contiguous(),
             scale,
             zero,
             block_spec,
@@ -329,10 +355,20 @@ def _columns(
             scales.append(found_scale)
             zeros.append(found_zero)
         if end < k:
-            current[:, end:].addmm_(error, upper[start:end, end:], alpha=-1)
+            carry_on(current[..., end:], error, upper[..., start:end, end:], alpha=-1)
     if given is not None:
         return Quantized(codes, given.scale, given.zero)
-    return Quantized(codes, torch.cat(scales, 1), torch.cat(zeros, 1))
+    return Quantized(codes, torch.cat(scales, -1), torch.cat(zeros, -1))
+
+
+def _group_grid(
+    grids: Grid, weight: Tensor, importance: Tensor, spec: QuantSpec, scale_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """`Grid.of_group` of one layer or of several."""
+    if weight.dim() == 2:
+        return grids.of_group(weight, importance, spec, scale_dtype)
+    found = [grids.of_group(*layer, spec, scale_dtype) for layer in zip(weight, importance, strict=True)]
+    return torch.stack([scale for scale, _ in found]), torch.stack([zero for _, zero in found])
 
 
 def _in_input_order(found: Quantized, order: Tensor, spec: QuantSpec) -> Quantized:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 from mmq_kernels.nn import QuantLinear
 from mmq_kernels.quantize.awq import awq, search_scale
 from mmq_kernels.quantize.folding import find_producer, fold
-from mmq_kernels.quantize.gptq import Factor, GptqSettings, gptq_together, weighted_error
+from mmq_kernels.quantize.gptq import Factor, GptqSettings, weighted_error
 from mmq_kernels.quantize.recipe import CALIBRATED
 from mmq_kernels.quantize.rtn import Quantized, check_finite, quantize_weight
+from mmq_kernels.quantize.together import Reading, gptq_together
 from mmq_kernels.quantize.walk import Batch, Job, SharedHessian, Stage, Walk, frozen, record, without_cache
 from mmq_kernels.spec import QuantSpec
 
@@ -137,10 +139,21 @@ def quantize_stages(
 
 
 def quantize_block(
-    model: nn.Module, walk: Walk | None, index: int, jobs: Sequence[Job], settings: GptqSettings
+    model: nn.Module,
+    walk: Walk | None,
+    index: int,
+    jobs: Sequence[Job],
+    settings: GptqSettings,
+    hessians: Mapping[str, SharedHessian] | None = None,
 ) -> list[LayerReport]:
-    """Replace layers of block `index` by `QuantLinear`s, calibrated on what `walk` has brought to it."""
-    hessians = walk.hessians(model, index, jobs) if walk else {}
+    """Replace the layers of one block, on what `walk` brings to it.
+
+    Args:
+        walk: stands before block `index`; None where no job looks at activations.
+        hessians: what `walk.hessians` gives, where it is known already.
+    """
+    if hessians is None:
+        hessians = walk.hessians(model, index, jobs) if walk else {}
     scales = _search_scales(model, walk, index, jobs, hessians) if walk else {}
     by_gptq = _gptq_together(model, jobs, hessians, settings)
     return [_quantize_layer(model, job, hessians, scales, by_gptq) for job in jobs]
@@ -150,20 +163,25 @@ def _gptq_together(
     model: nn.Module, jobs: Sequence[Job], hessians: Mapping[str, SharedHessian], settings: GptqSettings
 ) -> dict[str, _ByGptq]:
     """What GPTQ makes of a block's layers, by name: those that read one input and get one spec in one pass."""
-    alike: dict[tuple[int, str, QuantSpec], list[Job]] = {}
+    alike: dict[tuple[str, QuantSpec], dict[int, list[Job]]] = {}
     for job in jobs:
         if job.method in ("gptq", "gptq+") and job.name in hessians and hessians[job.name].sums.rows:
-            alike.setdefault((id(hessians[job.name]), job.method, job.spec), []).append(job)
+            readers = alike.setdefault((job.method, job.spec), {})
+            readers.setdefault(id(hessians[job.name]), []).append(job)
     found: dict[str, _ByGptq] = {}
-    for (_, method, spec), together in alike.items():
+    for (method, spec), readers in alike.items():
         used = settings.beyond() if method == "gptq+" else settings
-        weights = [_linear(model, job.name).weight.detach() for job in together]
-        for job, weight in zip(together, weights, strict=True):
-            with _named(job.name):
-                check_finite(weight)
-        factor = hessians[together[0].name].factor(used, together[0].name)
-        results = gptq_together(weights, factor, spec, used)
-        found |= {job.name: _ByGptq(result, factor, used) for job, result in zip(together, results, strict=True)}
+        readings: list[Reading] = []
+        for together in readers.values():
+            weights = [_linear(model, job.name).weight.detach() for job in together]
+            for job, weight in zip(together, weights, strict=True):
+                with _named(job.name):
+                    check_finite(weight)
+            name = together[0].name
+            readings.append((weights, partial(hessians[name].factor, used, name)))
+        for together, results in zip(readers.values(), gptq_together(readings, spec, used), strict=True):
+            factor = hessians[together[0].name].factor(used, together[0].name)
+            found |= {job.name: _ByGptq(result, factor, used) for job, result in zip(together, results, strict=True)}
     return found
 
 

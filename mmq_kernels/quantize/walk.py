@@ -70,6 +70,11 @@ class SharedHessian:
         self.sums = Hessian(k, device)
         self._factors: dict[str, Factor] = {}
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the matrix and of a factor of it."""
+        return 2 * self.sums.nbytes
+
     def factor(self, settings: GptqSettings, name: str) -> Factor:
         if settings.order not in self._factors:
             self._factors[settings.order] = factorize(self.sums.value(), settings, name)
@@ -140,6 +145,23 @@ class Walk:
                 self._run(model, index, call)
                 seen.clear()
         return {name: found[first] for name, first in owner.items()}
+
+    def copy(self) -> Walk:
+        """The same calls; what becomes of the hidden states of one leaves the other's alone."""
+        return Walk(self._stage, [_Call(call.hidden, call.arguments) for call in self._calls], self.end, self._device)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors that are held for the calls."""
+        tensors: dict[int, Tensor] = {}
+
+        def see(value: Any) -> None:
+            if isinstance(value, Tensor):
+                tensors[id(value)] = value
+
+        for call in self._calls:
+            tree_map(see, [call.hidden, *((each.args, each.kwargs) for each in call.arguments.values())])
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
     def block(self, index: int) -> str:
         """Name of block `index`."""

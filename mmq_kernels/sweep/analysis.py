@@ -1,43 +1,27 @@
-"""Which part matters, by several measures, with how far they agree; what each part costs alone; what is worth its size.
-
-The importance of a factor is its share of a metric's variation, found by
-
-- ``forest``: mean decrease in variance in a random forest whose splits see a third of the factors (Breiman 2001);
-- ``permutation``: how much worse that forest predicts with the factor's column shuffled;
-- ``variance``: ``Var(E[y | x_i])``, the factor alone (first-order effects of Sobol 1993). On a full grid interactions
-  and noise are what is left; where factors were varied together, their effects overlap and may leave nothing.
-"""
+"""What results of one model, task and method say about one metric: which part matters, and what is worth its size."""
 
 from __future__ import annotations
 
-import itertools
-from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from mmq_kernels.sweep.fronts import keeping, pareto
+from mmq_kernels.quantize.recipe import ALL, BLOCK_GROUPS, COMPONENTS
+from mmq_kernels.sweep import curves, fronts
+from mmq_kernels.sweep.curves import Curve, Level, Surface
+from mmq_kernels.sweep.differences import Difference, against
+from mmq_kernels.sweep.fronts import COSTS, SHARES, Point
+from mmq_kernels.sweep.importance import importance
+from mmq_kernels.sweep.predictions import Predictions
 from mmq_kernels.sweep.store import Result
+from mmq_kernels.sweep.variance import Codes, Values, decompose
 
-TREES = 300
-ROWS_A_TREE = 5_000
-ROWS_PERMUTED = 10_000
-FOLDS = 5
 LEAST_ROWS = 10
-SHARES = (0.90, 0.95, 0.99)
-UNTOUCHED = 16
-
-
-@dataclass(frozen=True)
-class Point:
-    """One configuration: its place among the results analyzed, its cost, its score."""
-
-    fingerprint: str
-    factors: dict[str, float | str]
-    cost: float
-    value: float
+MOST_SURFACES = 6
+MOST_TESTED = 60
+"""Settings that are tested against everything left alone; the more there are the more each has to differ."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +31,24 @@ class Analysis:
     Attributes:
         rows: results that hold the metric.
         constant: factors that never vary, with their value.
-        importance: by measure, each factor's share; they sum to 1.
-        interactions: share of the variance that no factor explains alone; see above.
+        importance: by measure, each factor's share; they sum to 1 (`sweep/importance.py` says what they are).
+        consensus: mean of forest, permutation and Shapley values.
+        left_out: by measure that is missing, why.
+        interactions: share of the variance that no factor explains alone.
+        decomposition: shares of the variance: of factors, of pairs as "one x other", "shared" by factors that were
+            varied together, and the "rest" (interactions of three and more, and noise).
+        full: whether every combination was measured: then the decomposition is exact.
         r2: cross-validated R^2 of the forest, mean of the folds.
         agreement: by pair of measures that rank the factors at all, Spearman's correlation of their ranks.
-        alone: by factor (value, metric): the factor low, all others untouched.
-        cost: what the front is against: "bpw" or "bytes".
+        alone: by factor (bits, metric), all other parts left alone.
+        surfaces: the metric by the values of two factors, of the pairs that matter most.
+        cost: what `front` and `keeps` are against: the first of bpw, bytes and latency that is known; None without.
         whole: the metric with everything untouched (the mean, if measured more than once), or the best there is.
+        measured_whole: whether everything untouched was measured.
         front: configurations that no other beats, by rising cost.
         keeps: by share of `whole` the least cost that keeps it, if any does.
+        fronts: by each known cost, its front.
+        differences: settings of one low part, and those of `keeps`, against everything untouched.
     """
 
     model: str
@@ -63,28 +56,44 @@ class Analysis:
     method: str
     metric: str
     rows: int
-    constant: dict[str, float | str]
+    constant: dict[str, Level]
     importance: dict[str, dict[str, float]]
+    consensus: dict[str, float]
+    left_out: dict[str, str]
     interactions: float
+    decomposition: dict[str, float]
+    full: bool
     r2: float
     agreement: dict[str, float]
-    alone: dict[str, list[tuple[float, float]]]
+    alone: dict[str, Curve]
+    surfaces: list[Surface]
     cost: str | None
     whole: float
+    measured_whole: bool
     front: list[Point]
     keeps: dict[float, Point | None]
+    fronts: dict[str, list[Point]] = field(default_factory=dict)
+    differences: list[Difference] = field(default_factory=list)
+
+    @property
+    def unanimous(self) -> bool:
+        """Whether every measure puts the same factor first."""
+        return len({max(shares, key=lambda name: shares[name]) for shares in self.importance.values()}) == 1
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def analyze(results: Sequence[Result], metric: str, *, seed: int = 0) -> Analysis:
+def analyze(
+    results: Sequence[Result], metric: str, *, seed: int = 0, predictions: Predictions | None = None
+) -> Analysis:
     """Analyze results of one model, task and method.
 
     Args:
         results: all with the same factors; those without the metric are left out.
-        metric: of which more is better.
-        seed: of forest, folds and shuffles.
+        metric: of which more is better, or `nll`.
+        seed: of forest, folds, shuffles, samples of rows, and bootstrap.
+        predictions: where per-sample predictions are read from; None for nowhere.
 
     Raises:
         ValueError: for too few results, results of several models, tasks or methods, other factors in some, or nothing
@@ -95,40 +104,47 @@ def analyze(results: Sequence[Result], metric: str, *, seed: int = 0) -> Analysi
         there = ", ".join(sorted({name for result in results for name in result.metrics})) or "none"
         raise ValueError(f"{metric} is in {len(kept)} results, at least {LEAST_ROWS} are needed (metrics: {there})")
     model, task, method = (_only(kept, name) for name in ("model", "task", "method"))
-    names = list(kept[0].factors)
-    for result in kept:
-        if result.factors.keys() != kept[0].factors.keys():
-            raise ValueError(
-                f"results must have the same factors; {kept[0].fingerprint} has {', '.join(names)}, "
-                f"{result.fingerprint} has {', '.join(result.factors)}"
-            )
-    columns = {name: [result.factors[name] for result in kept] for name in names}
-    constant = {name: values[0] for name, values in columns.items() if len(set(values)) == 1}
-    varied = {name: _codes(values) for name, values in columns.items() if name not in constant}
+    constant, levels, columns, codes = _factors(kept)
     y = np.array([result.metrics[metric] for result in kept])
-    if not varied or float(y.std()) == 0:
-        raise ValueError(f"nothing to explain: {'no factor varies' if not varied else f'{metric} is always the same'}")
-    x = np.column_stack(list(varied.values()))
-    importance, r2 = _forest(x, y, list(varied), seed)
-    alone_shares, interactions = _variance(varied, y)
-    importance["variance"] = alone_shares
-    cost, front, keeps, whole = _worth(kept, metric)
+    if not columns or float(np.ptp(y)) == 0:
+        raise ValueError(f"nothing to explain: {'no factor varies' if not columns else f'{metric} is always the same'}")
+    found = importance(columns, codes, y, seed=seed)
+    split = decompose(codes, y, seed=seed)
+    order = sorted(found.consensus, key=lambda name: -found.consensus[name])
+    untouched = [result for result in kept if fronts.untouched(result)]
+    whole = _whole(kept, untouched, metric)
+    drawn = {cost: points for cost in COSTS if (points := fronts.points(kept, metric, cost))}
+    cost = next(iter(drawn), None)
+    keeps = {} if cost is None else {share: fronts.least(drawn[cost], metric, share, whole) for share in SHARES}
     return Analysis(
-        model,
-        task,
-        method,
-        metric,
-        len(kept),
-        constant,
-        importance,
-        interactions,
-        r2,
-        _agreement(importance, list(varied)),
-        _alone(kept, metric),
-        cost,
-        whole,
-        front,
-        keeps,
+        model=model,
+        task=task,
+        method=method,
+        metric=metric,
+        rows=len(kept),
+        constant=constant,
+        importance=found.shares,
+        consensus=found.consensus,
+        left_out=found.left_out,
+        interactions=_beyond(codes, y),
+        decomposition={
+            **split.factors,
+            **{f"{one} x {other}": share for (one, other), share in split.pairs.items()},
+            **({} if split.full else {"shared": split.shared}),
+            "rest": split.rest,
+        },
+        full=split.full,
+        r2=found.r2,
+        agreement=found.agreement,
+        alone=dict(sorted(curves.alone(kept, metric).items(), key=lambda item: place(item[0]))),
+        surfaces=curves.surfaces(levels, codes, y, order, MOST_SURFACES),
+        cost=cost,
+        whole=whole,
+        measured_whole=bool(untouched),
+        front=[] if cost is None else fronts.front(drawn[cost], metric),
+        keeps=keeps,
+        fronts={name: fronts.front(points, metric) for name, points in drawn.items()},
+        differences=_differences(kept, untouched, keeps, metric, predictions or Predictions(), seed),
     )
 
 
@@ -139,98 +155,72 @@ def _only(results: Sequence[Result], name: str) -> str:
     return values[0]
 
 
-def _codes(values: Sequence[float | str]) -> np.ndarray:
-    """Numbers as they are; names by their order."""
-    if any(isinstance(value, str) for value in values):
-        order = {value: float(index) for index, value in enumerate(sorted({str(value) for value in values}))}
-        return np.array([order[str(value)] for value in values])
-    return np.array([float(value) for value in values])
-
-
-def _shares(values: np.ndarray, names: Sequence[str]) -> dict[str, float]:
-    """Positive parts, as shares of their sum."""
-    positive = np.maximum(values, 0)
-    total = float(positive.sum()) or 1.0
-    return {name: float(value) / total for name, value in zip(names, positive, strict=True)}
-
-
-def _forest(x: np.ndarray, y: np.ndarray, names: Sequence[str], seed: int) -> tuple[dict[str, dict[str, float]], float]:
-    from sklearn.ensemble import RandomForestRegressor
-    from sklearn.inspection import permutation_importance
-    from sklearn.model_selection import KFold, cross_val_score
-
-    forest = RandomForestRegressor(
-        TREES,
-        max_features=max(1, len(names) // 3),
-        max_samples=ROWS_A_TREE if len(y) > ROWS_A_TREE else None,
-        random_state=seed,
-        n_jobs=-1,
-    )
-    folds = KFold(FOLDS, shuffle=True, random_state=seed)
-    r2 = float(np.mean(cross_val_score(forest, x, y, cv=folds, scoring="r2")))
-    forest.fit(x, y)
-    some = np.random.default_rng(seed).permutation(len(y))[:ROWS_PERMUTED]
-    shuffled = permutation_importance(forest, x[some], y[some], n_repeats=5, random_state=seed)
-    return {
-        "forest": _shares(forest.feature_importances_, names),
-        "permutation": _shares(shuffled.importances_mean, names),
-    }, r2
-
-
-def _variance(varied: dict[str, np.ndarray], y: np.ndarray) -> tuple[dict[str, float], float]:
-    """Each factor's share of what the factors explain alone, and the share of the variance that is left."""
-    effects = []
-    for codes in varied.values():
-        _, level = np.unique(codes, return_inverse=True)
-        counts = np.bincount(level)
-        means = np.bincount(level, y) / counts
-        effects.append(float((counts * (means - y.mean()) ** 2).sum() / len(y)))
-    left = 1 - sum(effects) / float(y.var())
-    return _shares(np.array(effects), list(varied)), min(1.0, max(0.0, left))
-
-
-def _agreement(importance: dict[str, dict[str, float]], names: Sequence[str]) -> dict[str, float]:
-    from scipy.stats import spearmanr
-
-    shares = {measure: [values[name] for name in names] for measure, values in importance.items()}
-    ranked = [measure for measure, values in shares.items() if len(set(values)) > 1]
-    return {
-        f"{one}, {other}": float(spearmanr(shares[one], shares[other]).statistic)
-        for one, other in itertools.combinations(ranked, 2)
-    }
-
-
-def _alone(results: Sequence[Result], metric: str) -> dict[str, list[tuple[float, float]]]:
-    """The mean of the metric at each value of a factor, all other numbers being untouched."""
-    found: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+def _factors(
+    results: Sequence[Result],
+) -> tuple[dict[str, Level], dict[str, list[Level]], dict[str, Values], dict[str, Codes]]:
+    """Constant factors; of the others their values, and row by row the value as a number and its place among them."""
+    names = sorted(results[0].factors, key=place)
     for result in results:
-        numbers = {name: value for name, value in result.factors.items() if not isinstance(value, str)}
-        low = [name for name, value in numbers.items() if value != UNTOUCHED]
-        for name in low if len(low) == 1 else numbers if not low else ():
-            found[name][numbers[name]].append(result.metrics[metric])
-    return {
-        name: [(value, float(np.mean(scores))) for value, scores in sorted(curve.items())]
-        for name, curve in found.items()
-    }
+        if result.factors.keys() != results[0].factors.keys():
+            raise ValueError(
+                f"results must have the same factors; {results[0].fingerprint} has {', '.join(names)}, "
+                f"{result.fingerprint} has {', '.join(result.factors)}"
+            )
+    constant: dict[str, Level] = {}
+    levels: dict[str, list[Level]] = {}
+    columns, codes = {}, {}
+    for name in names:
+        values = [result.factors[name] for result in results]
+        there: list[Level] = sorted(set(values), key=lambda value: (isinstance(value, str), value))
+        if len(there) == 1:
+            constant[name] = there[0]
+            continue
+        order = {value: index for index, value in enumerate(there)}
+        levels[name] = there
+        codes[name] = np.array([order[value] for value in values])
+        numbers = not any(isinstance(value, str) for value in there)
+        columns[name] = np.array(values, dtype=np.float64) if numbers else codes[name].astype(np.float64)
+    return constant, levels, columns, codes
 
 
-def _worth(results: Sequence[Result], metric: str) -> tuple[str | None, list[Point], dict[float, Point | None], float]:
-    untouched = [
-        result.metrics[metric]
-        for result in results
-        if all(value == UNTOUCHED for value in result.factors.values() if not isinstance(value, str))
-    ]
-    whole = float(np.mean(untouched)) if untouched else max(result.metrics[metric] for result in results)
-    cost = next((name for name in ("bpw", "bytes") if all(getattr(r, name) is not None for r in results)), None)
-    if cost is None:
-        return None, [], {}, whole
-    points = [
-        Point(result.fingerprint, dict(result.factors), float(getattr(result, cost)), result.metrics[metric])
-        for result in results
-    ]
-    costs, values = [point.cost for point in points], [point.value for point in points]
-    keeps: dict[float, Point | None] = {}
-    for share in SHARES:
-        least = keeping(costs, values, share, whole)
-        keeps[share] = None if least is None else points[least]
-    return cost, [points[index] for index in pareto(costs, values)], keeps, whole
+def place(name: str) -> tuple[int, int, str]:
+    """Components in the order of the pipeline, their blocks from first to last, then other factors by name."""
+    part, _, third = name.partition(".")
+    parts, thirds = (ALL, *COMPONENTS), ("", *BLOCK_GROUPS)
+    return (
+        parts.index(part) if part in parts else len(parts),
+        thirds.index(third) if third in thirds else len(thirds),
+        name,
+    )
+
+
+def _beyond(codes: dict[str, Codes], y: Values) -> float:
+    """The share of the variance that no factor explains alone."""
+    explained = 0.0
+    for level in codes.values():
+        counts = np.bincount(level)
+        explained += float((counts * (np.bincount(level, y) / counts - y.mean()) ** 2).sum() / len(y))
+    return min(1.0, max(0.0, 1 - explained / float(y.var())))
+
+
+def _whole(results: Sequence[Result], untouched: Sequence[Result], metric: str) -> float:
+    if untouched:
+        return float(np.mean([result.metrics[metric] for result in untouched]))
+    return max((result.metrics[metric] for result in results), key=lambda value: fronts.sign(metric) * value)
+
+
+def _differences(
+    results: Sequence[Result],
+    untouched: Sequence[Result],
+    keeps: dict[float, Point | None],
+    metric: str,
+    predictions: Predictions,
+    seed: int,
+) -> list[Difference]:
+    """One low part, and what keeps a share of the score, against everything left alone."""
+    if not untouched:
+        return []
+    kept = {point.fingerprint for point in keeps.values() if point is not None}
+    chosen = [result for result in results if result.fingerprint in kept and not fronts.untouched(result)]
+    single = [result for result in results if result.fingerprint not in kept and fronts.lowered(result) == 1]
+    return against([*chosen, *single][:MOST_TESTED], untouched[0], metric, predictions, seed=seed)

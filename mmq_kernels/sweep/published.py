@@ -30,6 +30,8 @@ UNTOUCHED = 16
 COMPONENTS = {"VIT": "vision", "QFORMER": "connector", "LLM": "language"}
 THIRDS = ("FIRST", "MIDDLE", "LAST")
 KINDS = {"MLP": "mlp", "ATTENTION": "attention", "BOTH": "both"}
+SETTINGS = {"uniform": "tensor:asym", "gptq": "channel:sym", "awq": "g128:asym"}
+"""Groups and symmetry that the study's methods ran with, as recipes write them."""
 SIZES = ("model_size", "quantized_size")
 METRICS = {"cider": ("cider", 1.0), "meteor": ("meteor", 1.0)} | {
     f"{short}_r{k}": (f"{long}_r{k}", 0.01) for short, long in (("txt", "text"), ("img", "image")) for k in (1, 5, 10)
@@ -137,6 +139,18 @@ def _result(row: Mapping[str, str | None], method: str, task: str, where: str) -
         method=method,
         factors=factors,
         metrics=metrics,
+        recipe=_recipe(factors, method),
         bpw=bpw,
         bytes=round(sizes[0] / 8) if sizes else None,
+    )
+
+
+def _recipe(factors: Mapping[str, float | str], method: str) -> str:
+    """A configuration of the study in the one-line form; empty where everything is left alone."""
+    kind = factors.get("layers", "both")
+    within = "" if kind == "both" else f"/{kind}"
+    return " ".join(
+        f"{name.replace('.', '/')}{within}={method}:{bits}:{SETTINGS[method]}"
+        for name, bits in factors.items()
+        if not isinstance(bits, str) and bits != UNTOUCHED
     )

@@ -35,18 +35,21 @@ def test_every_code_at_every_position(bits) -> None:
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("n, k", [shape for shape in SHAPES if min(shape) > 0])
-def test_layout_is_planes_of_words_tiled_by_16_rows(bits, n, k) -> None:
-    """As csrc/README.md draws them: a word of a plane of width p holds 32/p columns, lowest bits first."""
+def test_layout_is_units_of_32_columns_tiled_by_16_rows(bits, n, k) -> None:
+    """As csrc/README.md draws them: byte b of a unit's words holds columns b, 4 + b, ..., 28 + b, plane after plane."""
     spec = QuantSpec(bits, 8)
     case = Case(spec, n, k, torch.float16)
-    codes = torch.nn.functional.pad(case.codes.long(), (0, 0, 0, 16 * ceil_div(n, 16) - n))
+    tiles, units = ceil_div(n, 16), ceil_div(k, 32)
+    codes = torch.nn.functional.pad(case.codes.long(), (0, 32 * units - k, 0, 16 * tiles - n))
+    columns = codes.view(tiles, 16, units, 8, 4).permute(0, 2, 1, 4, 3)  # tile, unit, row, byte, step
     planes, low = [], 0
     for width in spec.planes:
-        fields = torch.nn.functional.pad((codes >> low) & (2**width - 1), (0, -k % (32 // width)))
-        weights = 2 ** (width * torch.arange(32 // width))
-        planes.append((fields.view(len(codes), -1, 32 // width) * weights).sum(2))
+        # The steps' fields of a byte follow each other, lowest bits first, through as many bytes as a field has bits.
+        fields = columns.reshape(*columns.shape[:-1], width, 8 // width) >> low & 2**width - 1
+        in_bytes = (fields << width * torch.arange(8 // width)).sum(-1)  # tile, unit, row, byte, word
+        planes.append((in_bytes << 8 * torch.arange(4).view(4, 1)).sum(3))  # tile, unit, row, word
         low += width
-    expected = torch.cat(planes, 1).view(-1, 16, spec.plane_words(k)).transpose(1, 2)
+    expected = torch.cat(planes, 3).transpose(2, 3).reshape(tiles, units * bits, 16)
     assert torch.equal(case.runtime.weight.long() & 0xFFFFFFFF, expected)
     for tensor, shape in zip(case.runtime, CPU.runtime_shapes(spec, n, k), strict=True):
         assert tensor.shape == shape

@@ -88,7 +88,7 @@ def test_mistakes_are_named(world: Path, tmp_path: Path) -> None:
     model, processor = tiny_blip2.blip2_opt(), tiny_blip2.processor()
     with pytest.raises(DataError, match=r"calibration needs 21 samples, .* has 20 in its train split"):
         _source(world, "caption", samples=21).batches(model, processor)
-    with pytest.raises(ModelMismatch, match="calibrated on task caption or vqa, got 'retrieval'"):
+    with pytest.raises(ModelMismatch, match="calibrated on task caption, vqa or gqa, got 'retrieval'"):
         _source(world, "retrieval").batches(model, processor)
     with pytest.raises(DataError, match="no data folder"):
         CalibrationSource((CalibrationData("caption", tmp_path / "nowhere"),)).batches(model, processor)

@@ -138,10 +138,10 @@ def test_calibration_smaller_than_asked_is_refused(tmp_path: Path) -> None:
 
 def test_unknown_task_split_and_limit_are_refused(tmp_path: Path) -> None:
     write_coco(tmp_path)
-    with pytest.raises(ValueError, match="task must be one of caption, vqa, retrieval, got 'gqa'"):
-        load("gqa", tmp_path)
-    with pytest.raises(ValueError, match="split of task caption must be one of val, train, got 'test'"):
-        load("caption", tmp_path, "test")
+    with pytest.raises(ValueError, match="task must be one of caption, vqa, gqa, retrieval, got 'okvqa'"):
+        load("okvqa", tmp_path)
+    with pytest.raises(ValueError, match="split of task caption must be one of val, test, train, got 'dev'"):
+        load("caption", tmp_path, "dev")
     with pytest.raises(ValueError, match="limit must be at least 1, got 0"):
         load("caption", tmp_path, limit=0)
 

@@ -196,8 +196,8 @@ def test_protocol_is_the_study_s() -> None:
         "min_new_tokens": 1,
         "length_penalty": 0.0,
     }
-    opt.config.model_type = "novel"
-    with pytest.raises(ModelMismatch, match="no prompt for task vqa with novel over opt; known: blip-2 with opt"):
+    opt.config.text_config.model_type = "novel"
+    with pytest.raises(ModelMismatch, match=r"no prompt for task vqa with blip-2 over novel; known: .*blip-2 with opt"):
         protocol_for(opt, "vqa")
 
 
