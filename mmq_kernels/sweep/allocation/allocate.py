@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from mmq_kernels import __version__
 from mmq_kernels.checkpoint import check_target, quantize_checkpoint
 from mmq_kernels.eval.calibration import CalibrationSource
 from mmq_kernels.eval.result import versions
@@ -34,6 +33,7 @@ from mmq_kernels.sweep.allocation.search import Candidate, Measured, Search, err
 from mmq_kernels.sweep.allocation.sensitivity import Table, measure_alone
 from mmq_kernels.sweep.allocation.subject import Subject
 from mmq_kernels.sweep.allocation.units import choices_of, grouped, named, recipe_of, units_of
+from mmq_kernels.sweep.identity import code_version, model_digest
 
 GROUPS = (32, 64, PER_CHANNEL)
 
@@ -186,7 +186,7 @@ class _Allocator:
         self.probe = Probe(model, self.data.first(options.probe))
         self.scorer = Scorer(model, self.data, options.batch_size)
         about = {
-            "model": subject.identity(),
+            "model": model_digest(subject.folder),
             "device": str(subject.device),
             "dtype": str(subject.dtype),
             "method": options.method,
@@ -194,7 +194,8 @@ class _Allocator:
             "calibration": calibration.fingerprint(),
             "task": task,
             "probe": self.probe.data.names(),
-            "versions": {"mmq_kernels": __version__, "torch": torch.__version__},
+            "code": code_version(),
+            "torch": torch.__version__,
         }
         self.calibration_samples = sum(each.samples for each in calibration.data)
         self.selection = {"samples": self.data.names()}

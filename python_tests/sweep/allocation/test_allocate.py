@@ -223,7 +223,7 @@ def test_retrieval_is_ranked_by_divergence_and_recall(small_world: Path, tmp_pat
 
 
 def test_selection_shares_no_image_with_calibration(run: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"selection needs 500 samples .* calibration does not show, .* has \d+ of 48"):
+    with pytest.raises(DataError, match=r"selection needs 500 samples .* neither calibration nor .* has \d+ of 48"):
         run(tmp_path / "out", "3.3bpw", replace(QUICK, selection=500))
     with pytest.raises(ValueError, match="selection must be at least 1, got 0"):
         run(tmp_path / "out", "3.3bpw", replace(QUICK, selection=0))
