@@ -25,7 +25,7 @@ from mmq_kernels.spec import PER_CHANNEL
 from mmq_kernels.sweep.allocation.budget import Budget, BudgetError
 from mmq_kernels.sweep.allocation.costs import Costs, TimeCosts, WeightCosts
 from mmq_kernels.sweep.allocation.finals import Final, finals, winner
-from mmq_kernels.sweep.allocation.latency import Latency, Timer
+from mmq_kernels.sweep.allocation.latency import Latency, Timer, check_tokens
 from mmq_kernels.sweep.allocation.measurements import Measurements
 from mmq_kernels.sweep.allocation.output import Output
 from mmq_kernels.sweep.allocation.scoring import Probe, Scorer, task_data
@@ -89,6 +89,8 @@ class AllocationOptions:
         for name in ("probe", "evaluations", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.tokens is not None and self.tokens < 1:
+            raise ValueError(f"tokens must be at least 1, got {self.tokens}")
         choices_of(self.bits, self.groups, self.symmetric)
 
 
@@ -176,7 +178,9 @@ class _Allocator:
         self.units = units_of(model, options.per, options.components)
         self.groups = grouped(self.units, options.per)
         self.costs: Costs
-        if budget.kind != "ms":
+        if budget.kind == "ms":
+            check_tokens(options.tokens, self.units)
+        else:
             self.costs = WeightCosts(subject, model, self.units, self.choices, budget)
             self.costs.expect(model, options.method, options.settings, self.groups)
         self.data = task_data(

@@ -138,8 +138,7 @@ def task_data(
     if len(left) < (count or 1):
         raise DataError(
             f"selection needs {count or 1} samples of the {SPLIT} split on images that neither calibration nor "
-            f"evaluation shows, {folder} has {len(left)} of {len(everything)}; take fewer calibration samples, or fewer "
-            "of these"
+            f"evaluation shows, {folder} has {len(left)} of {len(everything)}; take fewer of these, or of calibration"
         )
     random.Random(f"selection {seed}").shuffle(left)
     chosen = left[: count or MOST]
