@@ -100,7 +100,7 @@ def test_a_killed_run_goes_on_and_ends_in_the_same(
         return progress
 
     out = tmp_path / "out"
-    for number in (20, 38):
+    for number in (20, 17):
         with pytest.raises(Killed):
             run(out, "3.3bpw", progress=until(number))
         assert not (out / "recipe.yaml").exists()
