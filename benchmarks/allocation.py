@@ -30,7 +30,7 @@ from mmq_kernels.spec import BITS
 from mmq_kernels.sweep.allocation import AllocationOptions, BudgetError, allocate
 
 FOLDERS = {"caption": "coco", "vqa": "vqav2", "retrieval": "flickr30k"}
-SIZE = WorldSize(train=512, images=400, questions=5, gallery=300)
+SIZE = WorldSize(train=512, images=300, questions=5, gallery=300)
 GROUPS = ("g32", "g64", "g128", "channel")
 MATCHED = "g64:asym"
 MAIN = {"caption": "cider", "vqa": "accuracy", "retrieval": "text_r1"}

@@ -3,7 +3,6 @@ made."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mmq_kernels.eval.bootstrap import Interval, MetricSamples, interval, paired_interval
+from mmq_kernels.eval.predictions import Record, finite, record_line
 
 RECALL_METRICS = {
     "text_r1": ("image", "text_rank"),
@@ -23,8 +23,6 @@ RECALL_METRICS = {
     "image_r1_contrastive": ("caption", "image_rank_contrastive"),
 }
 """Recalls at 1 with intervals: the kind of record, and the rank in it."""
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class EvalResult:
         breakdown: accuracy by answer type and question type (vqa), or structural and semantic type (gqa).
         samples: questions, captioned images, or images of the gallery.
         seconds: the model's time by stage, and `total` with reading and scoring.
-        samples_per_second: over the model's time.
+        samples_per_second: of what was computed in this run over the model's time; no number where nothing was.
         tokens_per_second: generated tokens over the time of reading prompts and generating; None without.
         settings: data, prompt, decoding, batch size, tokenization, candidates.
         versions: of the software.
@@ -63,7 +61,7 @@ class EvalResult:
         plain = asdict(self)
         if not records:
             del plain["records"]
-        return _finite(plain)
+        return finite(plain)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> EvalResult:
@@ -121,9 +119,9 @@ def write_predictions(records: Iterable[Record], path: str | Path) -> None:
     path = Path(path)
     handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "wb") as file:
             for record in records:
-                file.write(json.dumps(_finite(record), ensure_ascii=False) + "\n")
+                file.write(record_line(record) + b"\n")
         os.replace(beside, path)
     except BaseException:
         os.unlink(beside)
@@ -151,11 +149,3 @@ def _samples(records: list[Record], numerator: list[float], denominator: list[fl
         tuple(denominator),
         tuple(record["image"] for record in records),
     )
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -111,7 +111,7 @@ def outcome(module: Path, bits: int, log: Path) -> None:
     for seed, policy in enumerate(POLICIES):
         torch.manual_seed(seed)
         random.seed(seed)
-        for work in (conversions, quantizers, products, shared_tiles, descents):
+        for work in (conversions, products, shared_tiles, quantizers, descents):
             # Five multiprocessors cut the tiles of `shared_tiles` so that shares end and begin inside of tiles.
             with emulated.scheduled(policy, seed, resident_blocks=5, multiprocessors=5 if work is shared_tiles else 2):
                 try:

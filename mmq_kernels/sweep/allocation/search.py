@@ -132,7 +132,6 @@ class Search:
         limit: of their sum.
         groups: indices of units that have to agree; see `units.grouped`.
         float_loss: of the float model.
-        seconds: the solver may take for one proposal.
     """
 
     errors: Mapping[str, Errors]
@@ -140,7 +139,6 @@ class Search:
     limit: float
     groups: Sequence[Sequence[int]]
     float_loss: float
-    seconds: float = 60.0
     measured: list[Measured] = field(default_factory=list)
     _taken: set[Allocation] = field(default_factory=set)
     _weights: npt.NDArray[np.float64] | None = None
@@ -216,7 +214,7 @@ class Search:
         costs = [np.sum([self.costs[unit] for unit in group], axis=0).tolist() for group in groups]
         errors = [np.sum([table[unit] for unit in group], axis=0).tolist() for group in groups]
         apart = min(apart, len(groups))
-        for chosen in best(errors, costs, self.limit, apart=apart, seconds=self.seconds):
+        for chosen in best(errors, costs, self.limit, apart=apart):
             full = [0] * len(self.costs)
             for group, index in zip(groups, chosen, strict=True):
                 for unit in group:
