@@ -43,7 +43,7 @@ def test_markdown_says_what_was_found(database: Path, tmp_path: Path, capsys: py
     assert "At 26 settings matched in all but the method GPTQ beats AWQ" in text
     assert "paired bootstrap over the samples" in text
     recipes = re.findall(r"--recipe '?([^'\\]+)'? \\\n", text)
-    assert len(recipes) >= 3
+    assert len(recipes) >= 2
     for recipe in recipes:
         assert Recipe.parse(recipe.strip()).methods <= {"gptq", "awq"}
 
@@ -166,15 +166,15 @@ def test_configurations_in_words() -> None:
 @pytest.mark.skipif(not TABLES.is_dir(), reason=f"no tables of the study in {TABLES}")
 def test_the_study_by_the_same_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     database, page = tmp_path / "study.db", tmp_path / "study.html"
-    tables = [f"--add={TABLES / f'{name}.csv'}" for name in ("gptq_captioning", "awq_captioning", "awq_retrieval")]
+    tables = [f"--add={TABLES / f'{name}.csv'}" for name in ("gptq_captioning", "awq_captioning")]
     found = json.loads(said(capsys, "analyze", str(database), *tables, "--json"))
-    by_method = {(each["task"], each["method"]): each for each in found["analyses"]}
+    by_method = {each["method"]: each for each in found["analyses"]}
     for method, bpw in (("gptq", (4.83, 5.15, 5.15)), ("awq", (4.16, 4.83, 5.53))):
-        keeps = by_method["caption", method]["keeps"]
+        keeps = by_method[method]["keeps"]
         assert [keeps[share]["cost"] for share in ("0.9", "0.95", "0.99")] == pytest.approx(bpw, abs=0.01)
     (compared,) = found["comparisons"]
     assert compared["unlike"] == ["g128 asym / channel sym"] and compared["better"] == "awq"
-    said(capsys, "report", str(database), "-o", str(page))
+    said(capsys, "report", str(database), "-o", str(page), "--seed", "1")
     text = page.read_text()
-    assert "This is not like for like" in text and text.count('<div class="plot">') >= 10
+    assert "This is not like for like" in text and text.count('<div class="plot">') == 8
     assert "mmq quantize Salesforce/blip2-opt-2.7b --recipe" in text
