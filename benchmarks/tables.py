@@ -332,6 +332,28 @@ def sweep() -> str:
     return text
 
 
+def analysis() -> str:
+    rows = read("analysis")
+    if not rows:
+        return ""
+    row = rows[-1]
+    body = [
+        ["the database", f"{row['database_bytes'] / 1e6:.0f} MB", "", ""],
+        ["`mmq analyze`", "", f"{row['analyze_seconds']:.0f} s", _gb(row["analyze_peak_bytes"])],
+        [
+            "`mmq report`",
+            f"{row['page_bytes'] / 1e6:.0f} MB",
+            f"{row['report_seconds']:.0f} s",
+            _gb(row["report_peak_bytes"]),
+        ],
+    ]
+    text = (
+        f"**A large sweep**: {row['rows']:,} results of {row['groups']} models, tasks and methods, bits of nine thirds "
+        "of blocks, six metrics with intervals each.\n\n"
+    )
+    return text + table(["", "on disk", "time", "peak memory"], body) + "\n" + source(row) + "\n"
+
+
 def _gb(count: float) -> str:
     return f"{count / 1e9:.2f} GB"
 
@@ -352,6 +374,7 @@ def updated(readme: str) -> str:
         full_size(),
         full_size_calibrated(),
         sweep(),
+        analysis(),
     )
     parts = [part for part in made if part]
     return head + BEGIN + "\n" + "\n".join(parts) + "\n" + END + tail
