@@ -66,6 +66,10 @@ def _print(report: dict[str, Any]) -> None:
         table.add_row(name, "not computed" if value is None else f"{value:.4f}", limits)
     console = Console()
     console.print(table)
+    for name, why in report["settings"].get("not_computed", {}).items():
+        console.print(f"{name} not computed: {why}", markup=False, highlight=False, soft_wrap=True)
+    if report["settings"].get("tokenizer") == "plain":
+        console.print("captions tokenized by plain, not by PTB as in published numbers, which needs Java")
     for kind, values in report["breakdown"].items():
         console.print(f"{kind}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
     size = report["size"]

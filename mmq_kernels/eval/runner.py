@@ -216,12 +216,10 @@ def _captions(model: Any, data: Prepared, options: EvalOptions, progress: Progre
         captions = {sample.image_id: reply.text or "" for sample, reply in zip(samples, replies, strict=True)}
         with effort.stage("scoring"):
             scores = data.caption_scorer().score(captions, meteor=options.meteor)
-        bleu = {f"bleu_{n}": value for n, value in enumerate(scores.bleu, 1)}
-        metrics |= {"cider": scores.cider, **bleu, "rouge_l": scores.rouge_l, "meteor": scores.meteor}
-        settings["tokenizer"] = scores.tokenizer
+        metrics |= scores.metrics
+        settings |= {"tokenizer": scores.tokenizer, "not_computed": scores.not_computed}
         per_image = [
-            {"caption": captions[sample.image_id], "cider": cider}
-            for sample, cider in zip(samples, scores.cider_per_image, strict=True)
+            {"caption": captions[sample.image_id], **own} for sample, own in zip(samples, scores.per_image, strict=True)
         ]
     records = [
         {
