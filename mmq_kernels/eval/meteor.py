@@ -104,7 +104,7 @@ def _converse(
 
 
 def _counts(line: str) -> list[float]:
-    """What the jar counted in a caption; one that is its reference word for word has no chunks, as in the jar's sums."""
+    """What the jar counted in a caption; one that is its reference has no chunks, as in the jar's sums."""
     counts = [float(number) for number in line.split()]
     lengths, chunks, matched = counts[:2], counts[_CHUNKS], counts[_CHUNKS + 1 :]
     return [*counts[:_CHUNKS], 0.0 if chunks == 1 and matched == lengths else chunks, *matched]
