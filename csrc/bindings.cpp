@@ -74,9 +74,11 @@ void bind_products(py::module_& module) {
         "gemm",
         [](Address x, Address words, Address scale, Address zero, Address bias, Address y, int bits,
            int64_t group_size, int64_t m, int64_t n, int64_t k, int dtype, int scale_dtype, int activation,
-           int threads, const std::string& isa) {
+           int threads, const std::string& isa, int activation_bits) {
             check(bits, n, k, threads);
             require(m >= 0, "m", "at least 0", m);
+            require(activation_bits == 8 || activation_bits == 16, "activation_bits", "8 or 16",
+                    activation_bits);
             const GemmArgs args = {weight_of(bits, group_size, n, k, words, scale, scale_dtype, zero),
                                    m,
                                    pointer<const void>(x),
@@ -87,12 +89,13 @@ void bind_products(py::module_& module) {
                                    threads};
             const Kernels& chosen = kernels(isa);
             py::gil_scoped_release unlocked;
-            chosen.gemm(args);
+            (activation_bits == 8 ? chosen.gemm_integer : chosen.gemm)(args);
         },
-        "y[m, n] = activation(x[m, k] W^T + bias); zero and bias may be 0", py::arg("x"), py::arg("words"),
-        py::arg("scale"), py::arg("zero"), py::arg("bias"), py::arg("y"), py::arg("bits"),
-        py::arg("group_size"), py::arg("m"), py::arg("n"), py::arg("k"), py::arg("dtype"),
-        py::arg("scale_dtype"), py::arg("activation"), py::arg("threads") = 1, py::arg("isa") = "");
+        "y[m, n] = activation(x[m, k] W^T + bias); zero and bias may be 0; activation_bits 16 or 8",
+        py::arg("x"), py::arg("words"), py::arg("scale"), py::arg("zero"), py::arg("bias"), py::arg("y"),
+        py::arg("bits"), py::arg("group_size"), py::arg("m"), py::arg("n"), py::arg("k"), py::arg("dtype"),
+        py::arg("scale_dtype"), py::arg("activation"), py::arg("threads") = 1, py::arg("isa") = "",
+        py::arg("activation_bits") = 16);
     module.def(
         "dequantize",
         [](Address words, Address scale, Address zero, Address out, int bits, int64_t group_size, int64_t n,

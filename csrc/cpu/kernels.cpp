@@ -7,21 +7,29 @@
 namespace mmq {
 namespace {
 
-constexpr Kernels kScalar = {"scalar",          gemm_scalar,        dequantize_scalar, quantize_rtn_scalar,
-                             gptq_block_scalar, search_grid_scalar, descend_scalar};
+#define MMQ_KERNELS(ISA) \
+    {#ISA,               \
+     gemm_##ISA,         \
+     dequantize_##ISA,   \
+     quantize_rtn_##ISA, \
+     gptq_block_##ISA,   \
+     search_grid_##ISA,  \
+     descend_##ISA,      \
+     gemm_integer_##ISA}
+
+constexpr Kernels kScalar = MMQ_KERNELS(scalar);
 #if defined(__x86_64__)
-constexpr Kernels kAvx2 = {"avx2",          gemm_avx2,        dequantize_avx2, quantize_rtn_avx2,
-                           gptq_block_avx2, search_grid_avx2, descend_avx2};
-constexpr Kernels kAvx512 = {"avx512",          gemm_avx512,        dequantize_avx512, quantize_rtn_avx512,
-                             gptq_block_avx512, search_grid_avx512, descend_avx512};
+constexpr Kernels kAvx2 = MMQ_KERNELS(avx2);
+constexpr Kernels kAvx512 = MMQ_KERNELS(avx512);
 // Float activations have no use for VNNI, and quantizers none for either.
-constexpr Kernels kAvx512Vnni = {"avx512_vnni",       gemm_avx512,       dequantize_avx512,
-                                 quantize_rtn_avx512, gptq_block_avx512, search_grid_avx512,
-                                 descend_avx512};
-constexpr Kernels kAvx512Bf16 = {"avx512_bf16",       gemm_avx512_bf16,  dequantize_avx512,
-                                 quantize_rtn_avx512, gptq_block_avx512, search_grid_avx512,
-                                 descend_avx512};
+constexpr Kernels kAvx512Vnni = {
+    "avx512_vnni",     gemm_avx512,        dequantize_avx512, quantize_rtn_avx512,
+    gptq_block_avx512, search_grid_avx512, descend_avx512,    gemm_integer_avx512_vnni};
+constexpr Kernels kAvx512Bf16 = {"avx512_bf16",       gemm_avx512_bf16,        dequantize_avx512,
+                                 quantize_rtn_avx512, gptq_block_avx512,       search_grid_avx512,
+                                 descend_avx512,      gemm_integer_avx512_vnni};
 #endif
+#undef MMQ_KERNELS
 
 constexpr int kMostIsas = 5;
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -36,6 +36,19 @@ class Bar:
 
     def __call__(self, done: int, total: int, what: str) -> None:
         self._progress.update(self._task, completed=done, total=total, description=what)
+
+    def told(self, what: str) -> Callable[[int, int], None]:
+        """What tells it (done, total) of `what`; what is done at the first call says nothing about the speed."""
+        begun = False
+
+        def tell(done: int, total: int) -> None:
+            nonlocal begun
+            if not begun:
+                self._progress.reset(self._task, completed=done, total=total, description=what)
+                begun = True
+            self(done, total, what)
+
+        return tell
 
 
 @contextmanager

@@ -13,9 +13,11 @@ from mmq_kernels.eval.datasets import (
 )
 from mmq_kernels.eval.errors import DataError, ModelMismatch
 from mmq_kernels.eval.images import PixelStore
+from mmq_kernels.eval.predictions import PredictionsError
 from mmq_kernels.eval.prepared import Prepared, prepare
 from mmq_kernels.eval.result import EvalResult, compare, metric_samples, write_predictions
 from mmq_kernels.eval.runner import EvalOptions, evaluate, evaluate_prepared
+from mmq_kernels.eval.scoring import score_predictions
 from mmq_kernels.eval.size import ModelSize, model_size
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "ModelMismatch",
     "ModelSize",
     "PixelStore",
+    "PredictionsError",
     "Prepared",
     "RetrievalGallery",
     "VqaSample",
@@ -46,5 +49,6 @@ __all__ = [
     "paired_interval",
     "prepare",
     "ratio_interval",
+    "score_predictions",
     "write_predictions",
 ]

@@ -1,15 +1,13 @@
 """Runs captioning and question answering: images once, then all prompts about them, then all references.
 
 Work goes through in chunks of images, so that memory does not grow with the data; inside a chunk, sequences
-of like length share a batch. An answer does not depend on the batch it was made in (up to rounding).
+of like length share a batch. An answer does not depend on the batch it was made in up to rounding, and batches do not
+depend on how many ranks share the work: see `mmq_kernels.eval.work`.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -23,56 +21,10 @@ from mmq_kernels.eval.nll import reference_nll
 from mmq_kernels.eval.prompted import PromptedModel
 from mmq_kernels.eval.protocol import Decoding
 from mmq_kernels.eval.started import Started, start
+from mmq_kernels.eval.team import Progress
+from mmq_kernels.eval.work import Effort, Query, Reply, Sharing, answer_chunks
 
-
-@dataclass(frozen=True)
-class Query:
-    """What is asked about an image.
-
-    Attributes:
-        image: path of the image.
-        prompt: text, or None where the image alone is given.
-        references: texts whose likelihood is measured; none where it is not wanted.
-    """
-
-    image: Path
-    prompt: str | None
-    references: tuple[str, ...]
-
-
-@dataclass
-class Reply:
-    """What a model said, and how likely it finds the references.
-
-    Attributes:
-        text: the generated answer; None where none was asked for.
-        nll: nats, summed over the references' tokens; None without references.
-        nll_tokens: tokens of the references.
-    """
-
-    text: str | None = None
-    nll: float | None = None
-    nll_tokens: int = 0
-
-
-@dataclass
-class Effort:
-    """What a run cost.
-
-    Attributes:
-        seconds: by stage (`pixels`, `features`, `prompt`, `nll`, `generate`).
-        tokens: generated, end tokens included.
-    """
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    tokens: int = 0
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Adds the time spent inside to the stage `name`."""
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+__all__ = ["Effort", "Features", "Query", "Reply", "run_queries"]
 
 
 class Features(Protocol):
@@ -89,43 +41,59 @@ def run_queries(
     *,
     decoding: Decoding | None,
     batch_size: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
     kept: Features | None = None,
+    sharing: Sharing | None = None,
 ) -> tuple[list[Reply], Effort]:
     """One reply a query, in order, and what they cost.
 
     Args:
         decoding: how answers are generated; None generates none (likelihoods only).
-        batch_size: images or prompts a forward pass.
+        batch_size: images or prompts a forward pass; so many images are a chunk, which one rank answers.
         progress: called with (queries done, queries in all).
         kept: image features of models before this one.
+        sharing: which ranks share the work, and where it is kept; then it tells progress too.
 
     Raises:
         DataError: an image cannot be read, or a reference is empty.
     """
-    replies, effort, done = [Reply() for _ in queries], Effort(), 0
-    for images, members in _chunks(queries, batch_size):
-        look = partial(_look, model, images, pixels, effort)
-        features = look() if kept is None else kept(images, look, effort)
-        place = {path: i for i, path in enumerate(images)}
-        rows = [model.encode(queries[q].prompt) for q in members]
-        for part in _batches([len(row) for row in rows], batch_size):
-            asked = [queries[members[i]] for i in part]
-            answered = [replies[members[i]] for i in part]
-            with effort.stage("prompt"):
-                started = start(model, [rows[i] for i in part], features[[place[query.image] for query in asked]])
-            with effort.stage("nll"):
-                _add_likelihoods(model, started, asked, answered)
-            if decoding is not None:
-                with effort.stage("generate"):
-                    texts, tokens = generate(model, started, decoding)
-                effort.tokens += tokens
-                for reply, text in zip(answered, texts, strict=True):
-                    reply.text = text
-        done += len(members)
-        if progress is not None:
-            progress(done, len(queries))
-    return replies, effort
+
+    def answer(members: list[int], effort: Effort) -> list[Reply]:
+        return _answer(model, [queries[number] for number in members], pixels, decoding, batch_size, kept, effort)
+
+    chunks = _chunks(queries, batch_size)
+    return answer_chunks(len(queries), chunks, answer, sharing or Sharing(progress=progress))
+
+
+def _answer(
+    model: PromptedModel,
+    queries: Sequence[Query],
+    pixels: PixelStore,
+    decoding: Decoding | None,
+    batch_size: int,
+    kept: Features | None,
+    effort: Effort,
+) -> list[Reply]:
+    """Replies to a chunk."""
+    images = list(dict.fromkeys(query.image for query in queries))
+    look = partial(_look, model, images, pixels, effort)
+    features = look() if kept is None else kept(images, look, effort)
+    place = {path: i for i, path in enumerate(images)}
+    rows = [model.encode(query.prompt) for query in queries]
+    replies = [Reply() for _ in queries]
+    for part in _batches([len(row) for row in rows], batch_size):
+        asked, answered = [queries[i] for i in part], [replies[i] for i in part]
+        with effort.stage("prompt"):
+            started = start(model, [rows[i] for i in part], features[[place[query.image] for query in asked]])
+        with effort.stage("nll"):
+            _add_likelihoods(model, started, asked, answered)
+        if decoding is not None:
+            with effort.stage("generate"):
+                texts, tokens = generate(model, started, decoding)
+            effort.tokens += tokens
+            for reply, text in zip(answered, texts, strict=True):
+                reply.text = text
+    return replies
 
 
 def _look(model: PromptedModel, images: Sequence[Path], pixels: PixelStore, effort: Effort) -> Tensor:
@@ -153,15 +121,16 @@ def _add_likelihoods(
                 reply.nll_tokens += len(tokens)
 
 
-def _chunks(queries: Sequence[Query], images: int) -> Iterator[tuple[list[Path], list[int]]]:
-    """Images in order of first appearance, so many at a time, with the numbers of the queries about them."""
+def _chunks(queries: Sequence[Query], images: int) -> list[list[int]]:
+    """Numbers of the queries about so many images at a time, which are in order of first appearance."""
     by_image: dict[Path, list[int]] = {}
     for number, query in enumerate(queries):
         by_image.setdefault(query.image, []).append(number)
-    paths = list(by_image)
-    for first in range(0, len(paths), images):
-        chunk = paths[first : first + images]
-        yield chunk, [number for path in chunk for number in by_image[path]]
+    about = list(by_image.values())
+    return [
+        [number for members in about[first : first + images] for number in members]
+        for first in range(0, len(about), images)
+    ]
 
 
 def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:

@@ -8,7 +8,7 @@ and where no token can see the ones behind it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,10 @@ from transformers import LogitsProcessor, LogitsProcessorList
 
 from mmq_kernels.eval.errors import DataError, ModelMismatch
 from mmq_kernels.eval.generation import until_end
-from mmq_kernels.eval.generative import Effort, Query, Reply
 from mmq_kernels.eval.images import open_image
 from mmq_kernels.eval.protocol import Decoding, Protocol, lay_out
+from mmq_kernels.eval.team import Progress
+from mmq_kernels.eval.work import Effort, Query, Reply, Sharing, answer_chunks
 
 
 class ProcessedModel:
@@ -157,29 +158,31 @@ def run_processed(
     *,
     decoding: Decoding | None,
     batch_size: int,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
+    sharing: Sharing | None = None,
 ) -> tuple[list[Reply], Effort]:
-    """One reply a query, in order, and what they cost; arguments and errors as of `run_queries`."""
+    """One reply a query, in order, and what they cost; arguments and errors as of `run_queries`, a batch a chunk."""
     texts = [model.lay_out(query.prompt or "") for query in queries]
-    replies, effort = [Reply() for _ in queries], Effort()
-    effort.seconds["prompt"] = 0.0  # read by `generate`
     order = sorted(range(len(queries)), key=lambda number: len(texts[number]))
-    for first in range(0, len(order), batch_size):
-        members = order[first : first + batch_size]
+    chunks = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+
+    def answer(members: list[int], effort: Effort) -> list[Reply]:
         asked, said = [queries[i] for i in members], [texts[i] for i in members]
+        replies = [Reply() for _ in members]
+        effort.seconds.setdefault("prompt", 0.0)  # read by `generate`
         with effort.stage("pixels"):
             inputs = model.inputs([query.image for query in asked], said)
         with effort.stage("nll"):
-            _add_likelihoods(model, inputs, asked, said, [replies[i] for i in members])
+            _add_likelihoods(model, inputs, asked, said, replies)
         if decoding is not None:
             with effort.stage("generate"):
                 answers, tokens = model.generate(inputs, decoding)
             effort.tokens += tokens
-            for i, answer in zip(members, answers, strict=True):
-                replies[i].text = answer
-        if progress is not None:
-            progress(first + len(members), len(queries))
-    return replies, effort
+            for reply, text in zip(replies, answers, strict=True):
+                reply.text = text
+        return replies
+
+    return answer_chunks(len(queries), chunks, answer, sharing or Sharing(progress=progress))
 
 
 def _add_likelihoods(

@@ -3,7 +3,6 @@ made."""
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import platform
@@ -17,6 +16,7 @@ from typing import Any
 
 from mmq_kernels.eval.bootstrap import CorpusSamples, Interval, MetricSamples, Samples, interval, paired_interval
 from mmq_kernels.eval.corpus import bleu, meteor
+from mmq_kernels.eval.predictions import Record, finite, record_line
 
 RECALL_METRICS = {
     f"{direction}_r{k}{after}": (kind, f"{direction}_rank{after}", k)
@@ -32,8 +32,6 @@ CORPUS_METRICS: dict[str, tuple[str, Callable[..., Any]]] = {
 }
 """Metrics that are functions of summed counts: the counts in a record, and the function."""
 
-Record = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class EvalResult:
@@ -47,7 +45,7 @@ class EvalResult:
         breakdown: accuracy by answer type and question type (vqa), or structural and semantic type (gqa).
         samples: questions, captioned images, or images of the gallery.
         seconds: the model's time by stage, and `total` with reading and scoring.
-        samples_per_second: over the model's time.
+        samples_per_second: of what was computed in this run over the model's time; no number where nothing was.
         tokens_per_second: generated tokens over the time of reading prompts and generating; None without.
         settings: data, prompt, decoding, batch size, tokenization, candidates.
         versions: of the software.
@@ -71,7 +69,7 @@ class EvalResult:
         plain = asdict(self)
         if not records:
             del plain["records"]
-        return _finite(plain)
+        return finite(plain)
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> EvalResult:
@@ -135,9 +133,9 @@ def write_predictions(records: Iterable[Record], path: str | Path) -> None:
     path = Path(path)
     handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
+        with os.fdopen(handle, "wb") as file:
             for record in records:
-                file.write(json.dumps(_finite(record), ensure_ascii=False) + "\n")
+                file.write(record_line(record) + b"\n")
         os.replace(beside, path)
     except BaseException:
         os.unlink(beside)
@@ -165,11 +163,3 @@ def _samples(records: list[Record], numerator: list[float], denominator: list[fl
         tuple(denominator),
         tuple(record["image"] for record in records),
     )
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -9,8 +9,10 @@ Source: Li et al., "BLIP-2" (2023), and its evaluation in LAVIS.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import base64
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,9 @@ from torch import Tensor
 from mmq_kernels.eval.datasets import RetrievalGallery
 from mmq_kernels.eval.images import PixelStore
 from mmq_kernels.eval.matching import MatchingModel, RetrievalModel
+from mmq_kernels.eval.predictions import Entry
+from mmq_kernels.eval.team import Progress, Tally
+from mmq_kernels.eval.work import Effort, Sharing
 
 TOP_K = 128
 """Candidates re-ranked in each direction."""
@@ -28,7 +33,7 @@ RECALLS = (1, 5, 10)
 Ranks = npt.NDArray[np.int64]
 Scores = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
-Progress = Callable[[int, int], None]
+Floats = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True)
@@ -134,14 +139,18 @@ def score_gallery(
     top_k: int = TOP_K,
     batch_size: int = 64,
     progress: Progress | None = None,
+    sharing: Sharing | None = None,
+    effort: Effort | None = None,
 ) -> RetrievalScores:
     """Ranks `gallery` in both directions.
 
     Args:
         top_k: candidates to re-rank a direction, clipped to the gallery; 0 ranks by similarity only, and so does a
             dual encoder, whatever is asked.
-        batch_size: images or texts a forward pass.
+        batch_size: images or texts a forward pass; so many images are a chunk, which one rank embeds.
         progress: called with (pieces of work done, pieces in all).
+        sharing: which ranks share the work, and where it is kept; then it tells progress too. All get the scores.
+        effort: that of all ranks is put here.
 
     Raises:
         ValueError: a negative `top_k`.
@@ -150,61 +159,148 @@ def score_gallery(
         raise ValueError(f"top_k must be at least 0, got {top_k}")
     top_k = top_k if isinstance(model, MatchingModel) else 0
     images, texts = len(gallery.images), len(gallery.captions)
-    rows = [model.encode_text(text) for text in gallery.captions]
-    done, todo = 0, images + texts + (images if top_k else 0)
-
-    def advance(pieces: int) -> None:
-        nonlocal done
-        done += pieces
-        if progress is not None:
-            progress(done, todo)
-
-    embedded = _embed_texts(model, rows, batch_size)
-    advance(texts)
-    similarity = np.empty((images, texts))
-    vision: list[Tensor] = []
-    for start in range(0, images, batch_size):
-        paths = gallery.images[start : start + batch_size]
-        features, queries = model.embed_images(pixels(paths))
-        best = torch.einsum("iqd,td->itq", queries.float(), embedded).amax(-1)
-        similarity[start : start + len(paths)] = best.double().cpu().numpy()
-        vision.extend(features.split(1) if top_k else ())
-        advance(len(paths))
+    search = _Search(model, gallery, pixels, top_k, batch_size, sharing or Sharing(progress=progress))
+    similarity = search.similarity()
     contrastive = rank(similarity, gallery.image_of)
+    if top_k:
+        asked = candidates(similarity, top_k) | candidates(similarity.T, top_k).T
+        matched = search.matched(asked)
+    search.finish(effort)
     if not top_k:
         return RetrievalScores(contrastive, None, 0, 0)
-    asked = candidates(similarity, top_k) | candidates(similarity.T, top_k).T
-    matched = np.full(similarity.shape, np.nan)
-    assert isinstance(model, MatchingModel)  # none else has a top_k here
-    for i, features in enumerate(vision):
-        matched[i] = _match_image(model, features, rows, np.flatnonzero(asked[i]), batch_size)
-        advance(1)
     ranking = rerank(similarity, matched, gallery.image_of, top_k)
     return RetrievalScores(contrastive, ranking, min(top_k, max(images, texts)), int(asked.sum()))
 
 
-def _embed_texts(model: RetrievalModel, rows: Sequence[Sequence[int]], batch_size: int) -> Tensor:
-    """Embeddings ``[texts, dim]`` in float32, computed in batches of like length."""
-    order = sorted(range(len(rows)), key=lambda t: len(rows[t]))
-    parts = [
-        model.embed_texts([rows[t] for t in order[start : start + batch_size]]).float()
-        for start in range(0, len(order), batch_size)
-    ]
-    embedded = torch.cat(parts)
-    return embedded[torch.tensor(np.argsort(order), device=embedded.device)]
+class _Search:
+    """Scores of one gallery: what is kept of them, and what this rank and the others add.
+
+    A rank that embeds a chunk of images holds on to their features and matches them too.
+    """
+
+    def __init__(
+        self,
+        model: RetrievalModel,
+        gallery: RetrievalGallery,
+        pixels: PixelStore,
+        top_k: int,
+        batch_size: int,
+        sharing: Sharing,
+    ) -> None:
+        self._model, self._gallery, self._pixels = model, gallery, pixels
+        self._batch_size, self._sharing = batch_size, sharing
+        self._rows = [model.encode_text(text) for text in gallery.captions]
+        self._kept: dict[tuple[str, int], Entry] = {(each["kind"], each["sample"]): each for each in sharing.log.kept}
+        self._vision: dict[int, Tensor] = {}
+        self._effort, self._worked = Effort(), set[int]()
+        images, texts = len(gallery.images), len(self._rows)
+        self._starts = range(0, images, batch_size)
+        self._unseen = [start for start in self._starts if not self._has("similarity", start)]
+        self._unmatched = [start for start in self._starts if not self._has("match", start)] if top_k else []
+        seen = images - sum(len(self._chunk(start)) for start in self._unseen)
+        matched = sum(("match", i) in self._kept for i in range(images)) if top_k else 0
+        total = texts + images + (images if top_k else 0)
+        self._tally = Tally(sharing.team, total, sharing.progress, seen + matched + (0 if self._unseen else texts))
+
+    def _chunk(self, start: int) -> range:
+        return range(start, min(start + self._batch_size, len(self._gallery.images)))
+
+    def _has(self, kind: str, start: int) -> bool:
+        return all((kind, i) in self._kept for i in self._chunk(start))
+
+    def similarity(self) -> Scores:
+        """``[images, texts]``, on every rank."""
+        found = np.empty((len(self._gallery.images), len(self._rows)))
+        for i in range(len(found)):
+            if ("similarity", i) in self._kept:
+                found[i] = _values(self._kept["similarity", i], np.float32)
+        fresh: dict[int, Floats] = {}
+        with self._effort.stage("retrieval"):
+            embedded = self._embed_texts() if self._unseen else None
+            for turn in self._sharing.team.deal(len(self._unseen)):
+                chunk = self._chunk(self._unseen[turn])
+                features, queries = self._embed_images(chunk)
+                assert embedded is not None
+                best = torch.einsum("iqd,td->itq", queries.float(), embedded).amax(-1).cpu().numpy()
+                self._sharing.log.write([_entry("similarity", i, row) for i, row in zip(chunk, best, strict=True)])
+                if chunk.start in self._unmatched:
+                    self._vision[chunk.start] = features
+                fresh |= dict(zip(chunk, best, strict=True))
+                self._tally.add(len(chunk))
+        for part in self._sharing.team.gather(fresh):
+            for i, row in part.items():
+                found[i] = row
+        return found
+
+    def _embed_images(self, chunk: range) -> tuple[Tensor, Tensor]:
+        self._worked.update(chunk)
+        return self._model.embed_images(self._pixels(self._gallery.images[chunk.start : chunk.stop]))
+
+    def _embed_texts(self) -> Tensor:
+        """Embeddings ``[texts, dim]`` in float32, on every rank, computed in batches of like length."""
+        rows = self._rows
+        order = sorted(range(len(rows)), key=lambda t: len(rows[t]))
+        batches = [order[start : start + self._batch_size] for start in range(0, len(order), self._batch_size)]
+        parts: dict[int, Floats] = {}
+        device = self._model.model.device
+        for number in self._sharing.team.deal(len(batches)):
+            embedded = self._model.embed_texts([rows[t] for t in batches[number]])
+            parts[number] = embedded.float().cpu().numpy()
+            self._tally.add(len(batches[number]))
+        parts = {number: part for others in self._sharing.team.gather(parts) for number, part in others.items()}
+        embedded = torch.from_numpy(np.concatenate([parts[number] for number in range(len(batches))]))
+        return embedded[torch.tensor(np.argsort(order))].to(device)
+
+    def matched(self, asked: Flags) -> Scores:
+        """Match logits ``[images, texts]`` of the pairs that are `asked`, on every rank; others stay no number."""
+        found = np.full(asked.shape, np.nan)
+        fresh: dict[int, Floats] = {}
+        with self._effort.stage("retrieval"):
+            for chunk, features in self._to_match():
+                for i in chunk:
+                    if ("match", i) not in self._kept:
+                        fresh[i] = self._match(features[i - chunk.start : i - chunk.start + 1], asked[i])
+                        self._sharing.log.write([_entry("match", i, fresh[i])])
+                        self._tally.add(1)
+        old = {i: _values(entry, np.float64) for (kind, i), entry in self._kept.items() if kind == "match"}
+        for part in [old, *self._sharing.team.gather(fresh)]:
+            for i, values in part.items():
+                found[i, asked[i]] = values
+        return found
+
+    def _to_match(self) -> Iterator[tuple[range, Tensor]]:
+        """Chunks that this rank embedded, and then those that an earlier run did, as they are dealt out."""
+        for start in list(self._vision):
+            yield self._chunk(start), self._vision.pop(start)
+        left = [start for start in self._unmatched if start not in self._unseen]
+        for turn in self._sharing.team.deal(len(left)):
+            chunk = self._chunk(left[turn])
+            yield chunk, self._embed_images(chunk)[0]
+
+    def _match(self, vision: Tensor, asked: Flags) -> Floats:
+        """Match logits of the `asked` texts with one image, in order."""
+        model = self._model
+        assert isinstance(model, MatchingModel)  # none else is asked to
+        chosen = np.flatnonzero(asked).tolist()
+        order = sorted(range(len(chosen)), key=lambda at: len(self._rows[chosen[at]]))
+        logits = np.empty(len(chosen))
+        for start in range(0, len(order), self._batch_size):
+            part = order[start : start + self._batch_size]
+            logits[part] = model.match(vision, [self._rows[chosen[at]] for at in part]).double().cpu().numpy()
+        return logits
+
+    def finish(self, effort: Effort | None) -> None:
+        """Waits for the other ranks, and adds the effort of all."""
+        self._tally.wait()
+        self._effort.samples = len(self._worked)
+        whole = Effort.of_all(self._sharing.team.gather(self._effort))
+        if effort is not None:
+            effort.seconds, effort.samples = whole.seconds, whole.samples
 
 
-def _match_image(
-    model: MatchingModel,
-    vision: Tensor,
-    rows: Sequence[Sequence[int]],
-    chosen: npt.NDArray[np.int64],
-    batch_size: int,
-) -> Scores:
-    """Match logits ``[texts]`` of the `chosen` texts with one image; the others stay no number."""
-    scores = np.full(len(rows), np.nan)
-    order = sorted(chosen.tolist(), key=lambda t: len(rows[t]))
-    for start in range(0, len(order), batch_size):
-        part = order[start : start + batch_size]
-        scores[part] = model.match(vision, [rows[t] for t in part]).double().cpu().numpy()
-    return scores
+def _entry(kind: str, image: int, values: Floats) -> Entry:
+    return {"kind": kind, "sample": image, "values": base64.b64encode(values.tobytes()).decode()}
+
+
+def _values(entry: Entry, dtype: Any) -> Floats:
+    return np.frombuffer(base64.b64decode(entry["values"]), dtype)

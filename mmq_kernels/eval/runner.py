@@ -11,26 +11,29 @@ tokenized references) is made once by `prepare` and shared by every model evalua
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
-
-from mmq_kernels.eval.answers import answer_accuracy, exact_accuracy
-from mmq_kernels.eval.datasets import QuestionSample, RetrievalGallery
-from mmq_kernels.eval.generative import Effort, Query, Reply, run_queries
+from mmq_kernels.eval.datasets import RetrievalGallery
+from mmq_kernels.eval.generative import run_queries
+from mmq_kernels.eval.identity import run_facts
 from mmq_kernels.eval.matching import retrieval_model
+from mmq_kernels.eval.predictions import Entry, Log, PredictionLog, Record, Run, finite
 from mmq_kernels.eval.prepared import Prepared, prepare
 from mmq_kernels.eval.processed import ProcessedModel, run_processed
 from mmq_kernels.eval.prompted import PromptedModel
-from mmq_kernels.eval.protocol import Protocol, clean_caption, protocol_for
-from mmq_kernels.eval.result import EvalResult, Record, intervals, versions, write_predictions
-from mmq_kernels.eval.retrieval import TOP_K, Ranking, score_gallery
-
-Progress = Callable[[int, int], None]
+from mmq_kernels.eval.protocol import Protocol, protocol_for
+from mmq_kernels.eval.records import entries_of, gallery_records, queries_of, records_of
+from mmq_kernels.eval.result import EvalResult, intervals, versions
+from mmq_kernels.eval.retrieval import TOP_K, score_gallery
+from mmq_kernels.eval.scoring import score_records
+from mmq_kernels.eval.team import ALONE, Progress, Team
+from mmq_kernels.eval.work import Effort, Reply, Sharing, same_bits
 
 
 @dataclass(frozen=True)
@@ -81,11 +84,12 @@ def evaluate(
     tokenizer: str = "auto",
     options: EvalOptions = EvalOptions(),
     predictions: str | Path | None = None,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> EvalResult:
     """`prepare` and `evaluate_prepared` in one; see there."""
     data = prepare(task, folder, processor, split=split, limit=limit, seed=seed, tokenizer=tokenizer)
-    return evaluate_prepared(model, data, options=options, predictions=predictions, progress=progress)
+    return evaluate_prepared(model, data, options=options, predictions=predictions, resume=resume, progress=progress)
 
 
 def evaluate_prepared(
@@ -94,49 +98,94 @@ def evaluate_prepared(
     *,
     options: EvalOptions = EvalOptions(),
     predictions: str | Path | None = None,
+    resume: bool = False,
+    model_name: str | None = None,
+    team: Team = ALONE,
     progress: Progress | None = None,
 ) -> EvalResult:
-    """Evaluates `model` on `data`.
+    """Evaluates `model` on `data`; every rank of `team` calls it alike and gets the same result.
 
     Args:
         model: a transformers model, put into `eval()` mode.
-        predictions: a file for the records, one JSON object a line, written when all are there.
-        progress: called with (done, in all).
+        predictions: a file for the records, one JSON object a line, and ``.run.json`` beside it. What is done is kept
+            in the folder ``predictions.partial`` until all is; ranks on several machines need it in common.
+        resume: go on behind what an earlier run left there, or complete a file that was cut off. The file, and the
+            numbers, are those of an undisturbed run.
+        model_name: tells the model from others in `predictions`; None makes a digest of its weights.
+        team: the ranks that share the work, from `mmq_kernels.eval.team.launched`; this process alone by default.
+        progress: called with (done, in all), of all ranks, on rank 0.
 
     Raises:
         ModelMismatch: the model cannot do the task.
+        PredictionsError: an unfinished run is there without `resume`, or one of something else, or a damaged line.
         DataError: an image cannot be read, a reference is empty.
     """
     model.eval()
-    run = {"caption": _captions, "vqa": _questions, "gqa": _questions, "retrieval": _retrieval}[data.task]
     start = time.perf_counter()
-    found = run(model, data, options, progress)
-    result = EvalResult(
+    run = _Retrieval(model, data, options) if data.task == "retrieval" else _Questions(model, data, options)
+    with closing(_log(run, predictions, resume, model_name, team)) as log:
+        if log.finished is None:
+            with same_bits(model.device):
+                records, effort = run.records(Sharing(team, log, progress))
+        else:
+            records, effort = log.finished, Effort()
+
+        def conclude() -> EvalResult:
+            result = _result(run, records, effort, log, start)
+            if log.finished is None:
+                log.finish(result.records, {"settings": result.settings, "versions": result.versions})
+            return result
+
+        return team.lead(conclude)
+
+
+def _log(
+    run: _Questions | _Retrieval, path: str | Path | None, resume: bool, model_name: str | None, team: Team
+) -> Log:
+    """Where predictions are kept; rank 0 looks what is there, for all.
+
+    Raises:
+        PredictionsError: see `PredictionLog.begin`; or ranks do not do the same.
+    """
+    if path is None:
+        if resume:
+            raise ValueError("resume needs predictions: the file to go on with")
+        return Log()
+    data = run.data
+    scoring = {"task": data.task, "seed": data.seed, "tokenizer": data.tokenizer, "meteor": run.options.meteor}
+    mine = Run(run_facts(run.model, data, run.asked(), model_name), scoring)
+    for rank, other in enumerate(team.gather(mine.facts)):
+        mine.require_same(other, f"rank {rank}")
+    log = PredictionLog(path, mine, team.rank)
+
+    def begin() -> tuple[Sequence[Entry], list[Record] | None, Mapping[str, Any]]:
+        log.begin(resume, lambda records: entries_of(data, records))
+        return log.kept, log.finished, log.about
+
+    log.kept, log.finished, log.about = team.lead(begin)
+    return log
+
+
+def _result(run: _Questions | _Retrieval, records: list[Record], effort: Effort, log: Log, start: float) -> EvalResult:
+    """Scores `records`; speeds are of what was computed now."""
+    data, told = run.data, log.about.get("settings", {}) if log.finished is not None else run.settings()
+    with effort.stage("scoring"):
+        scored = score_records(data.task, finite(records), data.caption_scorer, meteor=run.options.meteor)
+    settings = {"model": type(run.model).__name__, **data.settings(), **told}
+    model_seconds = _model_seconds(effort)
+    return EvalResult(
         task=data.task,
-        metrics=found.metrics,
-        intervals=intervals(found.records, data.seed),
-        breakdown=found.breakdown,
-        samples=found.samples,
-        seconds={**found.effort.seconds, "total": time.perf_counter() - start},
-        samples_per_second=found.samples / max(_model_seconds(found.effort), 1e-9),
-        tokens_per_second=_tokens_per_second(found.effort),
-        settings={"model": type(model).__name__, **data.settings(), **found.settings},
+        metrics=scored.metrics,
+        intervals=intervals(scored.records, data.seed),
+        breakdown=scored.breakdown,
+        samples=scored.samples,
+        seconds={**effort.seconds, "total": time.perf_counter() - start},
+        samples_per_second=effort.samples / max(model_seconds, 1e-9) if effort.samples else math.nan,
+        tokens_per_second=_tokens_per_second(effort),
+        settings={**settings, **scored.settings},
         versions=versions(),
-        records=found.records,
+        records=scored.records,
     )
-    if predictions is not None:
-        write_predictions(result.records, predictions)
-    return result
-
-
-@dataclass(frozen=True)
-class _Found:
-    metrics: dict[str, float | None]
-    records: list[Record]
-    samples: int
-    effort: Effort
-    settings: dict[str, Any]
-    breakdown: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def _model_seconds(effort: Effort) -> float:
@@ -151,171 +200,80 @@ def _tokens_per_second(effort: Effort) -> float | None:
     return effort.tokens / max(effort.seconds["prompt"] + effort.seconds["generate"], 1e-9)
 
 
-def _protocol(model: Any, task: str, options: EvalOptions) -> Protocol:
-    protocol = protocol_for(model, task)
-    asked = {"num_beams": options.num_beams, "max_new_tokens": options.max_new_tokens}
-    changes = {name: value for name, value in asked.items() if value is not None}
-    return replace(protocol, decoding=replace(protocol.decoding, **changes))
+@dataclass(frozen=True)
+class _Questions:
+    """Captions and answers: a query a sample."""
+
+    model: Any
+    data: Prepared
+    options: EvalOptions
+
+    def protocol(self) -> Protocol:
+        protocol = protocol_for(self.model, self.data.task)
+        asked = {"num_beams": self.options.num_beams, "max_new_tokens": self.options.max_new_tokens}
+        changes = {name: value for name, value in asked.items() if value is not None}
+        return replace(protocol, decoding=replace(protocol.decoding, **changes))
+
+    def settings(self) -> dict[str, Any]:
+        """What a result says about how it was asked."""
+        likelihood = self.options.nll_references if self.options.nll else None
+        return {**self.protocol().settings(), "batch_size": self.options.batch_size, "nll_references": likelihood}
+
+    def asked(self) -> dict[str, Any]:
+        """What replies depend on beside model and data."""
+        return {**self.settings(), "generate": self.options.generate}
+
+    def records(self, sharing: Sharing) -> tuple[list[Record], Effort]:
+        protocol = self.protocol()
+        queries = queries_of(self.data, protocol, self.options.nll_references if self.options.nll else None)
+        decoding = protocol.decoding if self.options.generate else None
+        batch_size = self.options.batch_size
+        replies: list[Reply]
+        if self.model.config.model_type == "blip-2":
+            opened = PromptedModel(self.model, self.data.processor)
+            replies, effort = run_queries(
+                opened,
+                queries,
+                self.data.pixels,
+                decoding=decoding,
+                batch_size=batch_size,
+                kept=self.data.features,
+                sharing=sharing,
+            )
+        else:
+            whole = ProcessedModel(self.model, self.data.processor, protocol)
+            replies, effort = run_processed(whole, queries, decoding=decoding, batch_size=batch_size, sharing=sharing)
+        return records_of(self.data, replies), effort
 
 
-def _ask(
-    model: Any,
-    data: Prepared,
-    protocol: Protocol,
-    queries: list[Query],
-    options: EvalOptions,
-    progress: Progress | None,
-) -> tuple[list[Reply], Effort]:
-    decoding = protocol.decoding if options.generate else None
-    if model.config.model_type == "blip-2":
-        opened = PromptedModel(model, data.processor)
-        return run_queries(
-            opened,
-            queries,
-            data.pixels,
-            decoding=decoding,
-            batch_size=options.batch_size,
-            progress=progress,
-            kept=data.features,
-        )
-    whole = ProcessedModel(model, data.processor, protocol)
-    return run_processed(whole, queries, decoding=decoding, batch_size=options.batch_size, progress=progress)
+@dataclass
+class _Retrieval:
+    """Ranks in a gallery."""
 
+    model: Any
+    data: Prepared
+    options: EvalOptions
+    matched: tuple[int, int] = (0, 0)
 
-def _settings(protocol: Protocol, options: EvalOptions) -> dict[str, Any]:
-    likelihood = options.nll_references if options.nll else None
-    return {**protocol.settings(), "batch_size": options.batch_size, "nll_references": likelihood}
+    def settings(self) -> dict[str, Any]:
+        """What a result says about how it was ranked."""
+        top_k, pairs = self.matched
+        return {"batch_size": self.options.batch_size, "top_k": top_k, "matched_pairs": pairs}
 
+    def asked(self) -> dict[str, Any]:
+        """What scores depend on beside model and data."""
+        return {"batch_size": self.options.batch_size, "top_k": self.options.top_k}
 
-def _likelihood(reply: Reply) -> Record:
-    return {} if reply.nll is None else {"nll": reply.nll, "nll_tokens": reply.nll_tokens}
-
-
-def _mean_nll(replies: list[Reply]) -> dict[str, float | None]:
-    tokens = sum(reply.nll_tokens for reply in replies)
-    return {"nll": sum(reply.nll or 0.0 for reply in replies) / tokens} if tokens else {}
-
-
-def _captions(model: Any, data: Prepared, options: EvalOptions, progress: Progress | None) -> _Found:
-    samples = data.caption_samples()
-    protocol = _protocol(model, data.task, options)
-    wanted = None if options.nll_references == "all" else 1
-    queries = [
-        Query(
-            sample.image,
-            protocol.text(),
-            tuple(clean_caption(text) for text in sample.references[:wanted]) if options.nll else (),
-        )
-        for sample in samples
-    ]
-    replies, effort = _ask(model, data, protocol, queries, options, progress)
-    metrics: dict[str, float | None] = {}
-    settings = _settings(protocol, options)
-    per_image: list[Record] = [{} for _ in samples]
-    if options.generate:
-        captions = {sample.image_id: reply.text or "" for sample, reply in zip(samples, replies, strict=True)}
-        with effort.stage("scoring"):
-            scores = data.caption_scorer().score(captions, meteor=options.meteor)
-        metrics |= scores.metrics
-        settings |= {"tokenizer": scores.tokenizer, "not_computed": scores.not_computed}
-        per_image = [
-            {"caption": captions[sample.image_id], **own} for sample, own in zip(samples, scores.per_image, strict=True)
-        ]
-    records = [
-        {
-            "id": sample.image_id,
-            "image": sample.image.relative_to(data.folder).as_posix(),
-            **own,
-            "references": list(sample.references),
-            **_likelihood(reply),
-        }
-        for sample, own, reply in zip(samples, per_image, replies, strict=True)
-    ]
-    return _Found(metrics | _mean_nll(replies), records, len(samples), effort, settings)
-
-
-def _questions(model: Any, data: Prepared, options: EvalOptions, progress: Progress | None) -> _Found:
-    samples = cast("list[QuestionSample]", data.samples)
-    accuracy = {"vqa": answer_accuracy, "gqa": exact_accuracy}[data.task]
-    protocol = _protocol(model, data.task, options)
-    queries = [
-        Query(sample.image, protocol.text(sample.question), (sample.common_answer,) if options.nll else ())
-        for sample in samples
-    ]
-    replies, effort = _ask(model, data, protocol, queries, options, progress)
-    records = []
-    for sample, reply in zip(samples, replies, strict=True):
-        said = {} if reply.text is None else {"prediction": reply.text}
-        right = {} if reply.text is None else {"accuracy": accuracy(reply.text, sample.answers)}
-        records.append(
-            {
-                "id": sample.question_id,
-                "image": sample.image.relative_to(data.folder).as_posix(),
-                "question": sample.question,
-                **said,
-                "answers": list(sample.answers),
-                **sample.kinds,
-                **right,
-                **_likelihood(reply),
-            }
-        )
-    metrics: dict[str, float | None] = {}
-    breakdown = {}
-    if options.generate:
-        metrics["accuracy"] = float(np.mean([record["accuracy"] for record in records]))
-        breakdown = {kind: _mean_by(records, kind) for kind in samples[0].kinds}
-    settings = _settings(protocol, options)
-    return _Found(metrics | _mean_nll(replies), records, len(samples), effort, settings, breakdown)
-
-
-def _mean_by(records: list[Record], kind: str) -> dict[str, float]:
-    values: dict[str, list[float]] = {}
-    for record in records:
-        values.setdefault(record[kind], []).append(record["accuracy"])
-    return {name: float(np.mean(values[name])) for name in sorted(values)}
-
-
-def _retrieval(model: Any, data: Prepared, options: EvalOptions, progress: Progress | None) -> _Found:
-    gallery = cast(RetrievalGallery, data.samples)
-    effort = Effort()
-    with effort.stage("retrieval"):
+    def records(self, sharing: Sharing) -> tuple[list[Record], Effort]:
+        effort = Effort()
         scores = score_gallery(
-            retrieval_model(model, data.processor),
-            gallery,
-            data.pixels,
-            top_k=options.top_k,
-            batch_size=options.batch_size,
-            progress=progress,
+            retrieval_model(self.model, self.data.processor),
+            cast(RetrievalGallery, self.data.samples),
+            self.data.pixels,
+            top_k=self.options.top_k,
+            batch_size=self.options.batch_size,
+            sharing=sharing,
+            effort=effort,
         )
-    final = scores.matched or scores.contrastive
-    contrastive = {f"{name}_contrastive": value for name, value in scores.contrastive.recalls().items()}
-    settings = {"batch_size": options.batch_size, "top_k": scores.top_k, "matched_pairs": scores.pairs}
-    records = _gallery_records(gallery, data.folder, final, scores.contrastive)
-    metrics: dict[str, float | None] = {**final.recalls(), **contrastive}
-    return _Found(metrics, records, len(gallery.images), effort, settings)
-
-
-def _gallery_records(gallery: RetrievalGallery, folder: Path, final: Ranking, contrastive: Ranking) -> list[Record]:
-    names = [path.relative_to(folder).as_posix() for path in gallery.images]
-    images = [
-        {
-            "kind": "image",
-            "id": gallery.image_ids[i],
-            "image": names[i],
-            "text_rank": int(final.text[i]),
-            "text_rank_contrastive": int(contrastive.text[i]),
-        }
-        for i in range(len(names))
-    ]
-    captions = [
-        {
-            "kind": "caption",
-            "id": t,
-            "image": names[gallery.image_of[t]],
-            "caption": gallery.captions[t],
-            "image_rank": int(final.image[t]),
-            "image_rank_contrastive": int(contrastive.image[t]),
-        }
-        for t in range(len(gallery.captions))
-    ]
-    return images + captions
+        self.matched = scores.top_k, scores.pairs
+        return gallery_records(self.data, scores), effort

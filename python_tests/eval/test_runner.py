@@ -171,7 +171,7 @@ def test_predictions_are_written_whole_or_not_at_all(data: Path, tmp_path: Path)
     with pytest.raises(TypeError):
         write_predictions([{"id": 1}, {"id": object()}], target)
     assert target.read_text().splitlines() == lines
-    assert [path.name for path in tmp_path.glob("*predictions*")] == ["predictions.jsonl"]
+    assert sorted(path.name for path in tmp_path.glob("*predictions*")) == [target.name, f"{target.name}.run.json"]
     with pytest.raises(OSError):
         write_predictions([], tmp_path / "nowhere" / "predictions.jsonl")
 

@@ -131,6 +131,7 @@ class OnRay:
             return
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        os.environ.setdefault("RAY_worker_niceness", "0")  # the latency of models is measured
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         count = None if self.workers_asked is None else max(1, int(self.workers_asked * self.cpus + 0.999))
         ray.init(
