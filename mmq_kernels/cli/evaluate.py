@@ -140,6 +140,10 @@ def _print_metrics(console: Console, report: dict[str, Any], title: str) -> None
         limits = f"{_shown(around['low'])} .. {_shown(around['high'])}" if around else ""
         table.add_row(name, _shown(value), limits)
     console.print(table)
+    for name, why in report["settings"].get("not_computed", {}).items():
+        console.print(f"{name} not computed: {why}", markup=False, highlight=False, soft_wrap=True)
+    if report["settings"].get("tokenizer") == "plain":
+        console.print("captions tokenized by plain, not by PTB as in published numbers, which needs Java")
     for kind, values in report["breakdown"].items():
         console.print(f"{kind}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
 
