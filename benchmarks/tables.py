@@ -232,10 +232,10 @@ def full_size_calibrated() -> str:
         for row in rows
     ]
     text = (
-        "**Calibrated at full size**: BLIP-2-OPT-2.7b's and LLaVA-1.5-7B's architectures, random bf16 weights, block by "
-        "block from folder to folder; peak of resident memory against 4 x the largest block in fp32 + activations + 2 "
-        "GiB. First blocks of each part by the method, others to nearest: a block's memory does not depend on how many "
-        "there are.\n\n"
+        "**Calibrated at full size**: BLIP-2-OPT-2.7b's and LLaVA-1.5-7B's architectures, random bf16 weights, block "
+        "by block from folder to folder; peak of resident memory against 4 x the largest block in fp32 + activations + "
+        "2 GiB. First blocks of each part by the method, others to nearest: a block's memory does not depend on how "
+        "many there are.\n\n"
     )
     heading = ["model", "method", "layers", "peak memory", "bound", "samples", "time"]
     return text + table(heading, body) + "\n" + source(rows[-1]) + "\n"

@@ -74,7 +74,17 @@ def test_every_kernel_is_there_and_none_spills(arch) -> None:
                 # As gemm_plan.h counts on it: two blocks of 256 threads share 65,536 registers, or one has them all.
                 assert used["registers"] <= (128 if token_tiles == 1 else 255)
     others = [name for name in resources(arch) if "gemm_kernel" not in name]
-    words = ("gptq_", "rtn_", "search_", "descend_", "dequantize_", "14prepack_", "16unprepack_", "11pack_", "13unpack_")
+    words = (
+        "gptq_",
+        "rtn_",
+        "search_",
+        "descend_",
+        "dequantize_",
+        "14prepack_",
+        "16unprepack_",
+        "11pack_",
+        "13unpack_",
+    )
     for word in (*words, "probe_"):
         assert any(word in name for name in others), word
     assert all(resources(arch)[name]["stack"] == 0 for name in others)
