@@ -64,7 +64,7 @@ def evaluate(
                 predictions=predictions,
                 resume=resume,
                 team=team,
-                progress=bar and bar.told(f"{task}, {model}"),
+                progress=None if bar is None else bar.told(f"{task}, {model}"),
             )
         if not team.leads:
             return
@@ -81,7 +81,7 @@ def score(
     against: Annotated[
         Path | None, typer.Option(help="Predictions on the same samples: metrics as differences to theirs.")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Default: told by the records.")] = None,
+    task: Annotated[str | None, typer.Option(help="That they have to be of.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the intervals. Default: that of the run.")] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Of captions: ptb, plain or auto. Default: that of the run.")
