@@ -69,7 +69,7 @@ def evaluate(
                 predictions=predictions,
                 resume=resume,
                 team=team,
-                progress=bar.told(f"{task}, {model}") if bar else None,
+                progress=None if bar is None else bar.told(f"{task}, {model}"),
             )
         if not team.leads:
             return
@@ -86,7 +86,7 @@ def score(
     against: Annotated[
         Path | None, typer.Option(help="Predictions on the same samples: metrics as differences to theirs.")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Default: told by the records.")] = None,
+    task: Annotated[str | None, typer.Option(help="That they have to be of.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the intervals. Default: that of the run.")] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Of captions: ptb, plain or auto. Default: that of the run.")

@@ -69,7 +69,7 @@ def score_predictions(
     """The result of a file of predictions, without model or data; what is None is as it was in its run.
 
     Args:
-        task: for files that nothing but their records speaks of; None tells it by them.
+        task: that the records have to be of.
         seed: of the intervals.
         tokenizer: of captions before scoring: `ptb`, `plain` or `auto`.
         meteor: whether captions get METEOR where Java is.
@@ -84,7 +84,10 @@ def score_predictions(
     known = {"task": None, "seed": 0, "tokenizer": "auto", "meteor": True, **found.about.get("scoring", {})}
     given = {"task": task, "seed": seed, "tokenizer": tokenizer, "meteor": meteor}
     chosen: dict[str, Any] = {**known, **{name: value for name, value in given.items() if value is not None}}
-    chosen["task"] = chosen["task"] or _task_of(found.records)
+    told = _task_of(found.records)
+    chosen["task"] = chosen["task"] or told
+    if chosen["task"] != told:
+        raise DataError(f"{path} holds records of task {told}, not of {chosen['task']}")
 
     def scorer() -> CaptionScorer:
         references = {record["id"]: record["references"] for record in found.records}
