@@ -337,21 +337,16 @@ def analysis() -> str:
     if not rows:
         return ""
     row = rows[-1]
-    body = [
-        ["the database", f"{row['database_bytes'] / 1e6:.0f} MB", "", ""],
-        ["`mmq analyze`", "", f"{row['analyze_seconds']:.0f} s", _gb(row["analyze_peak_bytes"])],
-        [
-            "`mmq report`",
-            f"{row['page_bytes'] / 1e6:.0f} MB",
-            f"{row['report_seconds']:.0f} s",
-            _gb(row["report_peak_bytes"]),
-        ],
-    ]
+    body = [["the database", f"{row['database_bytes'] / 1e6:.0f} MB", "", "", ""]]
+    for name, disk in (("analyze", ""), ("report", f"{row.get('page_bytes', 0) / 1e6:.0f} MB")):
+        if f"{name}_seconds" in row:
+            times = (f"{row[f'{name}_{kind}']:.0f} s" for kind in ("seconds", "cpu_seconds"))
+            body.append([f"`mmq {name}`", disk, *times, _gb(row[f"{name}_peak_bytes"])])
     text = (
         f"**A large sweep**: {row['rows']:,} results of {row['groups']} models, tasks and methods, bits of nine thirds "
         "of blocks, six metrics with intervals each.\n\n"
     )
-    return text + table(["", "on disk", "time", "peak memory"], body) + "\n" + source(row) + "\n"
+    return text + table(["", "on disk", "time", "processor time", "peak memory"], body) + "\n" + source(row) + "\n"
 
 
 def _gb(count: float) -> str:
