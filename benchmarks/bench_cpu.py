@@ -3,8 +3,8 @@
     python benchmarks/bench_cpu.py [PART ...] [--quick] [--bits 4,8] [--tokens 1,16] [--shapes square.4096]
         [--dtype fp32] [--seconds 1] [--threads N] [--clock wall|cpu] [--out FILE]
 
-PART is of `gemm`, `gptq`, `threads`, `packing`, `demo`; default all. A line is appended as soon as it is there, so that a
-run can be made in pieces: `gemm --bits 4` takes about a minute, all widths six; each other part a minute at most.
+PART is of `gemm`, `gptq`, `threads`, `packing`, `demo`; default all. A line is appended as soon as it is there, so that
+a run can be made in pieces: `gemm --bits 4` takes about a minute, all widths six; each other part a minute at most.
 
 gemm: 4096 x 4096, group 128, a row for each (bits, m): activations as they are and rounded to 8 bits, torch's linear in
 fp32 and bf16, its int4 kernel, and ONNX Runtime's at both levels where `mmq_kernels[bench]` is installed; weights
