@@ -175,7 +175,8 @@ def _vector(name: str, vector: Tensor | None, size: int, device: torch.device) -
 
 def activation_bits(bits: int) -> None:
     """What x is multiplied as."""
-    _require(bits in ACTIVATION_BITS, "activation_bits", " or ".join(map(str, ACTIVATION_BITS)), repr(bits))
+    if bits not in ACTIVATION_BITS:
+        _require(False, "activation_bits", " or ".join(map(str, ACTIVATION_BITS)), repr(bits))
 
 
 def backend(name: str) -> None:
