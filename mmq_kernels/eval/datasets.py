@@ -4,8 +4,8 @@
 task        data                     files under the dataset's folder
 ==========  =======================  ======================================================================
 caption     COCO captions            annotations/captions_{val,train}2017.json, {val,train}2017/*.jpg; or
-                                     Karpathy's dataset_coco.json (splits test, val, train with restval) with
-                                     {val,train}2014/ as it says, or the 2017 folders
+                                     Karpathy's dataset_coco.json (splits test, karpathy-val, and train with
+                                     restval) with {val,train}2014/ as it says, or the 2017 folders
 vqa         VQAv2                    questions/v2_OpenEnded_mscoco_{val,train}2014_questions.json,
                                      annotations/v2_mscoco_{val,train}2014_annotations.json,
                                      {val,train}2014/COCO_{val,train}2014_%012d.jpg
@@ -50,7 +50,7 @@ __all__ = [
 TASKS = ("caption", "vqa", "gqa", "retrieval")
 QUESTION_TASKS = ("vqa", "gqa")
 SPLITS = {
-    "caption": ("val", "test", "train"),
+    "caption": ("val", "test", "karpathy-val", "train"),
     "vqa": ("val", "train"),
     "gqa": ("testdev", "val", "train"),
     "retrieval": ("test", "val", "train"),
@@ -96,19 +96,13 @@ def load(
     return RetrievalGallery.from_samples(samples, captions_per_image) if task == "retrieval" else samples
 
 
-def default_split(task: str, folder: str | Path) -> str:
-    """The split that is evaluated where none is named: the task's first, and Karpathy's test of a COCO folder that
-    has no val2017.
+def default_split(task: str) -> str:
+    """The split that is evaluated where none is named: the task's first.
 
     Raises:
         ValueError: unknown task.
     """
     _known(task)
-    folder = Path(folder)
-    if task == "caption":
-        own, karpathy = sources(task, folder, "val")[0], sources(task, folder, "test")
-        if not own.here and any(source.here for source in karpathy):
-            return "test"
     return SPLITS[task][0]
 
 
@@ -121,7 +115,7 @@ def read_split(task: str, folder: str | Path, split: str | None = None) -> list[
     """
     _known(task)
     folder = Path(folder)
-    split = default_split(task, folder) if split is None else split
+    split = default_split(task) if split is None else split
     if split not in SPLITS[task]:
         raise ValueError(f"split of task {task} must be one of {', '.join(SPLITS[task])}, got {split!r}")
     if not folder.is_dir():

@@ -82,7 +82,7 @@ def prepare(
     return Prepared(
         task=task,
         folder=Path(folder),
-        split=split or default_split(task, folder),
+        split=split or default_split(task),
         limit=limit,
         seed=seed,
         captions_per_image=captions_per_image,

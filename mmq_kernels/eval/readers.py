@@ -67,6 +67,8 @@ def find(task: str, folder: Path, split: str) -> Source:
     found = next((source for source in places if source.here), None)
     if found is None:
         others = "".join(f" (or {source.whose}{source.files[0]})" for source in places[1:2])
+        if task == "caption" and any(source.here for source in sources(task, folder, "test")):
+            others = " (Karpathy's file is there: split test or karpathy-val)"
         raise DataError(f"missing {places[0].files[0]}{others}")
     return found
 
@@ -75,12 +77,10 @@ def find(task: str, folder: Path, split: str) -> Source:
 
 
 def _caption_sources(folder: Path, split: str) -> list[Source]:
-    inside = {"train": ("train", "restval")}.get(split, (split,))
+    inside = {"train": ("train", "restval"), "karpathy-val": ("val",)}.get(split, (split,))
     karpathy = _karpathy_sources(folder, "coco", inside, _coco_karpathy)
-    if split == "test":  # COCO's own test captions were never published
-        return karpathy
-    own = folder / "annotations" / f"captions_{split}2017.json"
-    return [Source((own,), (), _coco_captions), *karpathy]
+    own = Source((folder / "annotations" / f"captions_{split}2017.json",), (), _coco_captions)
+    return {"val": [own], "train": [own, *karpathy]}.get(split, karpathy)
 
 
 def _karpathy_sources(

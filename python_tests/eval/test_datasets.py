@@ -9,7 +9,6 @@ import pytest
 from tiny_blip2 import write_coco, write_flickr, write_gqa, write_image, write_json, write_vqa
 
 from mmq_kernels.eval import DataError, RetrievalGallery, calibration_samples, load
-from mmq_kernels.eval.datasets import default_split
 
 
 def _edit(path: Path, change: Callable[[Any], object]) -> None:
@@ -141,7 +140,9 @@ def test_unknown_task_split_and_limit_are_refused(tmp_path: Path) -> None:
     write_coco(tmp_path)
     with pytest.raises(ValueError, match="task must be one of caption, vqa, gqa, retrieval, got 'okvqa'"):
         load("okvqa", tmp_path)
-    with pytest.raises(ValueError, match="split of task caption must be one of val, test, train, got 'dev'"):
+    with pytest.raises(
+        ValueError, match="split of task caption must be one of val, test, karpathy-val, train, got 'dev'"
+    ):
         load("caption", tmp_path, "dev")
     with pytest.raises(ValueError, match="limit must be at least 1, got 0"):
         load("caption", tmp_path, limit=0)
@@ -248,15 +249,16 @@ def _karpathy(folder: Path, splits: dict[int, str], *, images: str | None = "val
 
 def test_coco_by_karpathy(tmp_path: Path) -> None:
     _karpathy(tmp_path, {0: "test", 1: "val", 2: "train", 3: "restval", 4: "test"})
-    samples = load("caption", tmp_path)  # no val2017: his test split is what is evaluated
+    samples = load("caption", tmp_path, "test")
     assert [sample.image_id for sample in samples] == [0, 4]
     assert samples[1].image == tmp_path / "val2014" / "COCO_val2014_000000000004.jpg"
     assert samples[1].references == ("A star 4.", "Another.")
-    assert [sample.image_id for sample in load("caption", tmp_path, "val")] == [1]
+    assert [sample.image_id for sample in load("caption", tmp_path, "karpathy-val")] == [1]
     assert [sample.image_id for sample in load("caption", tmp_path, "train")] == [2, 3]
-    assert default_split("caption", tmp_path) == "test"
+    with pytest.raises(DataError, match=r"missing .*captions_val2017\.json \(Karpathy's file is there: split test or"):
+        load("caption", tmp_path)
     write_coco(tmp_path, images=3)
-    assert default_split("caption", tmp_path) == "val" and len(load("caption", tmp_path)) == 3
+    assert len(load("caption", tmp_path)) == 3
 
 
 def test_karpathy_s_images_may_stand_in_the_2017_folders(tmp_path: Path) -> None:
