@@ -9,13 +9,16 @@ WORKERS ?= auto
 BOTH_LINES ?= python_tests/models/test_families.py python_tests/checkpoint/test_pretrained.py
 TRANSFORMERS4 := "transformers==4.57.6" "huggingface_hub<1" "tokenizers<0.23" requests urllib3 charset-normalizer idna certifi
 OUT ?= gpu-out
+# What calls the CPU kernels from tensors of the tests' own; SANITIZED=python_tests runs everything.
+SANITIZED ?= python_tests/backends/test_cpu_packing.py python_tests/backends/test_cpu_quantizers.py \
+	python_tests/backends/test_cpu_gemm.py python_tests/ops python_tests/nn
 # A thread that waits gives its core away, which counts where other processes want it.
 export OMP_WAIT_POLICY ?= passive
 BIN := $(VENV)/bin
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 FORMATTED := $(filter %.cpp %.h %.inl %.cu %.cuh,$(CSRC))
 
-.PHONY: help setup demo test lint format bench gpu clean
+.PHONY: help setup demo test sanitize lint format bench gpu clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -45,6 +48,16 @@ demo: setup  ## quantize the shipped trained VLMs, score them before and after, 
 test: setup lint $(VENV)/.transformers4  ## linters, type checks and the test suite; models also under transformers 4
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 	PYTHONPATH=$(VENV)/transformers4 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(BOTH_LINES)
+
+ISA ?= avx2
+
+# Torch has the real allocator's tensors watched too: the sanitizer's allocator is loaded before everything else.
+sanitize: setup  ## the tests of the CPU kernels under AddressSanitizer and UBSan, AVX-512 off where tests do not ask for it
+	MMQ_SANITIZE=address,undefined MMQ_CUDA=off $(BIN)/python setup.py --quiet build --build-lib build/sanitized
+	PYTHONPATH=build/sanitized MMQ_CPU_ISA=$(ISA) PYTHONDONTWRITEBYTECODE=1 \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+	LD_PRELOAD=$$($${CXX:-c++} -print-file-name=libasan.so):$$($${CXX:-c++} -print-file-name=libubsan.so) \
+	$(BIN)/pytest -p no:cacheprovider -n $(WORKERS) --dist loadgroup $(SANITIZED)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -4,6 +4,7 @@ Environment:
     MMQ_BUILD       "none" installs pure Python (the reference backend only); "all" (default) compiles
     MMQ_CUDA        "auto" (default) compiles csrc/cuda where nvcc is found, "on" insists, "off" leaves it out
     MMQ_CUDA_ARCHS  compute capabilities, ";" between them; the first also as PTX, for GPUs that none of them fits
+    MMQ_SANITIZE    sanitizers of the C++ compiler, "address,undefined"; `make sanitize` says how to run what comes out
     CXX, MAX_JOBS   the C++ compiler; how many compilations at a time
 """
 
@@ -88,6 +89,11 @@ def cuda_archs(nvcc: Path) -> list[str]:
     return kept
 
 
+def sanitized(sanitizers: str) -> str:
+    """Flags that stop at the first thing a sanitizer finds. Less optimization: it compiles and runs in CI's time."""
+    return f"-fsanitize={sanitizers} -fno-sanitize-recover=all -g1 -O1" if sanitizers else ""
+
+
 def escape(path: Path | str) -> str:
     return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
@@ -100,13 +106,15 @@ class BuildNative(build_ext):
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         # Not `build_temp`: editable installs make a new one each time, and nothing would be incremental.
-        build = ROOT / "build" / f"native-{sysconfig.get_config_var('SOABI')}"
+        sanitizers = os.environ.get("MMQ_SANITIZE", "")
+        kind = f"-{sanitizers.replace(',', '-')}" if sanitizers else ""
+        build = ROOT / "build" / f"native-{sysconfig.get_config_var('SOABI')}{kind}"
         build.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         toolkit = cuda_toolkit()
         includes = [pybind11.get_include(), sysconfig.get_path("include")]
         self.write_config(build / "build_config.h", cuda_archs(toolkit[0]) if toolkit else [])
-        (build / "build.ninja").write_text(self.rules(includes, toolkit, build, target))
+        (build / "build.ninja").write_text(self.rules(includes, toolkit, build, target, sanitized(sanitizers)))
         self.run_ninja(build)
 
     def write_config(self, path: Path, archs: list[str]) -> None:
@@ -118,17 +126,19 @@ class BuildNative(build_ext):
         if not path.exists() or path.read_text() != text:
             path.write_text(text)
 
-    def rules(self, includes: list, toolkit: tuple[Path, Path] | None, build: Path, target: Path) -> str:
+    def rules(
+        self, includes: list, toolkit: tuple[Path, Path] | None, build: Path, target: Path, sanitizing: str
+    ) -> str:
         """The build.ninja."""
         # Only the bindings see these: an isolated build has pybind11 in another folder each time, and the kernels
         # must not recompile for that. -MMD lists no system headers, so build_config.h comes by -I.
         flags = " ".join([f"-I{escape(build)}", *(f"-isystem {escape(folder)}" for folder in includes)])
-        link = "-shared -fopenmp -Wl,--as-needed"
+        link = f"-shared -fopenmp -Wl,--as-needed {sanitizing}"
         sources = [ROOT / "csrc" / "bindings.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
         lines = [
             f"cxx = {os.environ.get('CXX') or 'c++'}",
             "rule cxx",
-            f"  command = $cxx -MMD -MF $out.d {CXX_FLAGS} $includes -c $in -o $out",
+            f"  command = $cxx -MMD -MF $out.d {CXX_FLAGS} {sanitizing} $includes -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "  description = compile $in",

@@ -9,6 +9,7 @@
 #include "build_config.h"
 #include "cpu/kernels.h"
 #include "cpu/packing.h"
+#include "cpu/peaks.h"
 #ifdef MMQ_CUDA_ARCHS
 #include "cuda/device.h"
 #endif
@@ -74,9 +75,11 @@ void bind_products(py::module_& module) {
         "gemm",
         [](Address x, Address words, Address scale, Address zero, Address bias, Address y, int bits,
            int64_t group_size, int64_t m, int64_t n, int64_t k, int dtype, int scale_dtype, int activation,
-           int threads, const std::string& isa) {
+           int threads, const std::string& isa, int activation_bits) {
             check(bits, n, k, threads);
             require(m >= 0, "m", "at least 0", m);
+            require(activation_bits == 8 || activation_bits == 16, "activation_bits", "8 or 16",
+                    activation_bits);
             const GemmArgs args = {weight_of(bits, group_size, n, k, words, scale, scale_dtype, zero),
                                    m,
                                    pointer<const void>(x),
@@ -87,12 +90,13 @@ void bind_products(py::module_& module) {
                                    threads};
             const Kernels& chosen = kernels(isa);
             py::gil_scoped_release unlocked;
-            chosen.gemm(args);
+            (activation_bits == 8 ? chosen.gemm_integer : chosen.gemm)(args);
         },
-        "y[m, n] = activation(x[m, k] W^T + bias); zero and bias may be 0", py::arg("x"), py::arg("words"),
-        py::arg("scale"), py::arg("zero"), py::arg("bias"), py::arg("y"), py::arg("bits"),
-        py::arg("group_size"), py::arg("m"), py::arg("n"), py::arg("k"), py::arg("dtype"),
-        py::arg("scale_dtype"), py::arg("activation"), py::arg("threads") = 1, py::arg("isa") = "");
+        "y[m, n] = activation(x[m, k] W^T + bias); zero and bias may be 0; activation_bits 16 or 8",
+        py::arg("x"), py::arg("words"), py::arg("scale"), py::arg("zero"), py::arg("bias"), py::arg("y"),
+        py::arg("bits"), py::arg("group_size"), py::arg("m"), py::arg("n"), py::arg("k"), py::arg("dtype"),
+        py::arg("scale_dtype"), py::arg("activation"), py::arg("threads") = 1, py::arg("isa") = "",
+        py::arg("activation_bits") = 16);
     module.def(
         "dequantize",
         [](Address words, Address scale, Address zero, Address out, int bits, int64_t group_size, int64_t n,
@@ -268,6 +272,18 @@ PYBIND11_MODULE(_C, module) {
     module.def(
         "isa", [](const std::string& asked) { return std::string(mmq::kernels(asked).isa); },
         "instruction set in use", py::arg("isa") = "");
+    module.def(
+        "multiply_adds",
+        [](int kind, int64_t rounds, int threads) {
+            mmq::require(kind >= 0 && kind <= 2, "kind", "0 (fp32), 1 (bf16) or 2 (int8)", kind);
+            mmq::require(rounds >= 0, "rounds", "at least 0", rounds);
+            mmq::require(threads >= 1, "threads", "at least 1", threads);
+            py::gil_scoped_release unlocked;
+            return mmq::multiply_adds(static_cast<mmq::Peak>(kind), rounds, threads);
+        },
+        "multiply-adds between registers; returns how many were done, 0 where this CPU has no instruction "
+        "for the kind",
+        py::arg("kind"), py::arg("rounds"), py::arg("threads") = 1);
     module.def("isas", &mmq::runnable_isas, "instruction sets that this machine can run, best last");
     module.def("cuda_devices", &mmq::cuda_answer, "GPUs that the CUDA runtime sees, or the reason why none");
 #ifdef __clang__

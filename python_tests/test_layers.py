@@ -11,6 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "mmq_kernels"
 LAYERS = [
     ("cli",),
     ("sweep", "demo", "bench"),
+    ("page",),
     ("eval", "plugin"),
     ("checkpoint",),
     ("models",),

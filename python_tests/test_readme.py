@@ -28,9 +28,12 @@ def test_commands_and_their_options_exist(capsys: pytest.CaptureFixture[str]) ->
 
     commands = "\n".join(_fenced("")).replace("\\\n", " ")
     used = re.findall(r"^mmq (\w+)(.*)$", commands, re.MULTILINE)
-    assert {name for name, _ in used} == {command.name for command in app.registered_commands}
+    groups = {group.name: group.typer_instance.registered_commands for group in app.registered_groups}
+    assert {name for name, _ in used} == {command.name for command in app.registered_commands} | set(groups)
     for name, rest in used:
-        assert run([name, "--help"]) == 0
+        inside = rest.split()[:1] if name in groups else []
+        assert inside == [] or inside[0] in {command.name for command in groups[name]}
+        assert run([name, *inside, "--help"]) == 0
         shown = capsys.readouterr().out
         for option in re.findall(r"(?<!\S)--?[a-z-]+", rest):
             assert option in shown, (name, option)

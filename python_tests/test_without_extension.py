@@ -77,9 +77,14 @@ def assert_agree(a: dict, b: dict) -> None:
     torch.testing.assert_close(torch.tensor(a["half"]), torch.tensor(b["half"]), rtol=1e-2, atol=1e-2)
 
 
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory) -> dict:
+    """What the script computes where nothing is missing."""
+    return outcome(tmp_path_factory.mktemp("everything"), "")[0]
+
+
 @pytest.mark.parametrize("missing", ["mmq_kernels._C", "triton", "mmq_kernels._C triton"])
-def test_what_is_missing_is_explained_and_replaced(missing, tmp_path) -> None:
-    everything, _ = outcome(tmp_path, "")
+def test_what_is_missing_is_explained_and_replaced(missing, everything, tmp_path) -> None:
     results, facts = outcome(tmp_path, missing)
     assert_agree(results, everything)
     extension, backends = facts["extension"], facts["backends"]
@@ -94,11 +99,10 @@ def test_what_is_missing_is_explained_and_replaced(missing, tmp_path) -> None:
 
 
 @pytest.mark.skipif(not TRITON, reason="triton is not installed")
-def test_triton_alone_agrees_with_the_others(tmp_path) -> None:
-    plain, _ = outcome(tmp_path, "mmq_kernels._C", MMQ_BACKEND="reference")
+def test_triton_alone_agrees_with_the_others(everything, tmp_path) -> None:
     results, facts = outcome(tmp_path, "mmq_kernels._C", MMQ_BACKEND="triton", TRITON_INTERPRET="1")
     assert results["explain"].startswith("triton/packed: asked for") and facts["forced_backend"] == "triton"
-    assert_agree(results, plain)
+    assert_agree(results, everything)
 
 
 def test_a_forced_backend_that_is_missing_raises() -> None:
@@ -149,8 +153,7 @@ def pure(tmp_path_factory) -> Path:
     return python
 
 
-def test_the_pure_python_wheel_works_by_itself(pure, tmp_path) -> None:
-    everything, _ = outcome(tmp_path, "")
+def test_the_pure_python_wheel_works_by_itself(pure, everything, tmp_path) -> None:
     for environment in ({}, {"MMQ_BACKEND": "triton", "TRITON_INTERPRET": "1"} if TRITON else {}):
         results, facts = outcome(tmp_path, "", str(pure), tmp_path, **environment)
         assert Path(results["file"]).is_relative_to(pure.parents[1]), "the wheel, not the sources"

@@ -25,30 +25,6 @@ constexpr int64_t kBlockTokens = 264;  // a multiple of every kTokens; accumulat
 static_assert(kPanelColumns % kGrainColumns == 0, "a panel is made of whole grains");
 static_assert(kBlockTokens % kTokens == 0, "only the last group of tokens of a block is short");
 
-// As many threads as find work for about 10 us: waking one takes several.
-inline int useful_threads(const GemmArgs& args) {
-    constexpr int64_t kLeastWork = 1 << 18;  // multiplications
-    const int64_t work = args.m * tiles_of(args.weight.n) * kTileRows * args.weight.k;
-    return static_cast<int>(std::clamp<int64_t>(work / kLeastWork, 1, args.threads));
-}
-
-// The bias of 16 rows, zeros where there is none.
-inline F16 load_bias(const GemmArgs& args, int64_t tile) {
-    float bias[kTileRows] = {};
-    const int64_t row = tile * kTileRows, count = std::min<int64_t>(kTileRows, args.weight.n - row);
-    if (args.bias != nullptr) load_row(args.bias, args.dtype, row, count, bias);
-    return load(bias);
-}
-
-// Activates and stores 16 rows of one token.
-inline void store_outputs(const GemmArgs& args, int64_t tile, int64_t token, F16 value) {
-    const int64_t row = tile * kTileRows, n = args.weight.n;
-    float out[kTileRows];
-    store(out, value);
-    activate(out, args.activation);
-    store_row(out, args.dtype, token * n + row, std::min<int64_t>(kTileRows, n - row), args.y);
-}
-
 // --- few tokens ---
 
 // x in fp32 [TOKENS, columns] with columns padded to whole grains, and its sums [segments, TOKENS].
@@ -68,66 +44,54 @@ void multiply_tile(const GemmArgs& args, const FewTokens& in, int64_t tile_index
 #pragma GCC unroll 8
     for (int t = 0; t < TOKENS; ++t) y[t] = set1(0.0f);
     const float* sums = in.sums;
-    for (int64_t begin = 0; begin < w.k;) {
-        const int64_t group = begin / w.group_size;
-        const int64_t group_end = std::min(w.k, (group + 1) * w.group_size);
+    each_segment(w, [&](int64_t begin, int64_t end, int64_t group) {
         const Grid grid = load_grid<BITS>(w, tile_index, group);
-        for (; begin < group_end; begin += kPanelColumns, sums += TOKENS) {
-            const int64_t end = std::min(group_end, begin + kPanelColumns);
-            F16 acc[kChains][TOKENS];
+        F16 acc[kChains][TOKENS];
 #pragma GCC unroll 4
-            for (int i = 0; i < kChains; ++i) {
+        for (int i = 0; i < kChains; ++i) {
 #pragma GCC unroll 8
-                for (int t = 0; t < TOKENS; ++t) acc[i][t] = set1(0.0f);
-            }
-            for (int64_t column = begin; column < end; column += kGrainColumns) {
-                const Grain<BITS> grain(tile, column / kGrainColumns);
-                const float* x = in.x + column;
+            for (int t = 0; t < TOKENS; ++t) acc[i][t] = set1(0.0f);
+        }
+        for (int64_t column = begin; column < end; column += kGrainColumns) {
+            if (column % kUnitColumns == 0)
+                fetch_unit<BITS>(tile.words + row_words(column, BITS) * kTileRows);
+            const Grain<BITS> grain(tile, column / kGrainColumns);
+            const float* x = in.x + column;
 #pragma GCC unroll 8
-                for (int c = 0; c < kGrainColumns; ++c) {
-                    const F16 code = grain.centred(c);
+            for (int c = 0; c < kGrainColumns; ++c) {
+                const F16 code = grain.centred(c);
 #pragma GCC unroll 8
-                    for (int t = 0; t < TOKENS; ++t) {
-                        acc[c % kChains][t] = fma(code, set1(x[t * in.columns + c]), acc[c % kChains][t]);
-                    }
+                for (int t = 0; t < TOKENS; ++t) {
+                    acc[c % kChains][t] = fma(code, set1(x[t * in.columns + c]), acc[c % kChains][t]);
                 }
             }
-#pragma GCC unroll 8
-            for (int t = 0; t < TOKENS; ++t) {
-#pragma GCC unroll 4
-                for (int i = 1; i < kChains; ++i) acc[0][t] = add(acc[0][t], acc[i][t]);
-                if (w.zero != nullptr) acc[0][t] = fnma(grid.zero, set1(sums[t]), acc[0][t]);
-                y[t] = fma(grid.scale, acc[0][t], y[t]);
-            }
         }
-        begin = group_end;
-    }
+#pragma GCC unroll 8
+        for (int t = 0; t < TOKENS; ++t) {
+#pragma GCC unroll 4
+            for (int i = 1; i < kChains; ++i) acc[0][t] = add(acc[0][t], acc[i][t]);
+            if (w.zero != nullptr) acc[0][t] = fnma(grid.zero, set1(sums[t]), acc[0][t]);
+            y[t] = fma(grid.scale, acc[0][t], y[t]);
+        }
+        sums += TOKENS;
+    });
     const F16 bias = load_bias(args, tile_index);
     for (int t = 0; t < std::min<int64_t>(TOKENS, args.m); ++t) {
         store_outputs(args, tile_index, t, add(y[t], bias));
     }
 }
 
-// Sums of x over each segment that `multiply_tile` walks, in its order.
-int64_t sum_segments(const Weight& w, int tokens, const float* x, int64_t columns, float* sums) {
-    int64_t segments = 0;
-    for (int64_t begin = 0; begin < w.k;) {
-        const int64_t group_end = std::min(w.k, (begin / w.group_size + 1) * w.group_size);
-        for (; begin < group_end; begin += kPanelColumns, ++segments) {
-            const int64_t end = std::min(group_end, begin + kPanelColumns);
-            for (int t = 0; sums != nullptr && t < tokens; ++t) {
-                // Whole grains, the zeros after the last column too. In fp64: a sum of x may cancel.
-                double lanes[kGrainColumns] = {};
-                for (int64_t i = begin; i < end; i += kGrainColumns) {
-                    for (int c = 0; c < kGrainColumns; ++c) lanes[c] += x[t * columns + i + c];
-                }
-                sums[segments * tokens + t] =
-                    static_cast<float>(std::accumulate(lanes, lanes + kGrainColumns, 0.0));
+// Sums of x over each segment, whole grains, the zeros after the last column too. In fp64: a sum of x may cancel.
+void sum_segments(const Weight& w, int tokens, const float* x, int64_t columns, float* sums) {
+    each_segment(w, [&](int64_t begin, int64_t end, int64_t) {
+        for (int t = 0; t < tokens; ++t) {
+            double lanes[kGrainColumns] = {};
+            for (int64_t i = begin; i < end; i += kGrainColumns) {
+                for (int c = 0; c < kGrainColumns; ++c) lanes[c] += x[t * columns + i + c];
             }
+            *sums++ = static_cast<float>(std::accumulate(lanes, lanes + kGrainColumns, 0.0));
         }
-        begin = group_end;
-    }
-    return segments;
+    });
 }
 
 template <int BITS, int TOKENS>
@@ -135,15 +99,15 @@ void gemm_few(const GemmArgs& args) {
     const Weight& w = args.weight;
     FewTokens in;
     in.columns = ceil_div(w.k, kGrainColumns) * kGrainColumns;
-    const int64_t segments = sum_segments(w, TOKENS, nullptr, in.columns, nullptr);
-    const AlignedFloats x(TOKENS * in.columns), sums(segments * TOKENS);
+    const AlignedFloats x(TOKENS * in.columns), sums(count_segments(w) * TOKENS);
     std::fill_n(x.data(), TOKENS * in.columns, 0.0f);
     for (int64_t t = 0; t < args.m; ++t)
         load_row(args.x, args.dtype, t * w.k, w.k, x.data() + t * in.columns);
     if (w.zero != nullptr) sum_segments(w, TOKENS, x.data(), in.columns, sums.data());
     in.x = x.data();
     in.sums = sums.data();
-    parallel_for(useful_threads(args), tiles_of(w.n), 2,
+    const int threads = useful_threads(args);
+    parallel_for(threads, tiles_of(w.n), tiles_in_a_run(args, threads),
                  [&](int64_t tile) { multiply_tile<BITS, TOKENS>(args, in, tile); });
 }
 
@@ -275,21 +239,3 @@ void dequantize_bits(const DequantizeArgs& args) {
         }
     });
 }
-
-#define MMQ_FOR_BITS(FUNCTION)        \
-    switch (args.weight.bits) {       \
-        case 2:                       \
-            return FUNCTION<2>(args); \
-        case 3:                       \
-            return FUNCTION<3>(args); \
-        case 4:                       \
-            return FUNCTION<4>(args); \
-        case 5:                       \
-            return FUNCTION<5>(args); \
-        case 6:                       \
-            return FUNCTION<6>(args); \
-        case 7:                       \
-            return FUNCTION<7>(args); \
-        default:                      \
-            return FUNCTION<8>(args); \
-    }

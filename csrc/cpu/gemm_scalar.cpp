@@ -23,6 +23,7 @@ namespace {
 #include "decode.inl"
 #include "../common/activation.inl"
 #include "activation.inl"
+#include "outputs.inl"
 #include "gemm.inl"
 
 }  // namespace

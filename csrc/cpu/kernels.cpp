@@ -7,17 +7,34 @@
 namespace mmq {
 namespace {
 
-constexpr Kernels kScalar = {"scalar",          gemm_scalar,        dequantize_scalar, quantize_rtn_scalar,
-                             gptq_block_scalar, search_grid_scalar, descend_scalar};
+#define MMQ_KERNELS(ISA) \
+    {#ISA,               \
+     gemm_##ISA,         \
+     dequantize_##ISA,   \
+     quantize_rtn_##ISA, \
+     gptq_block_##ISA,   \
+     search_grid_##ISA,  \
+     descend_##ISA,      \
+     gemm_integer_##ISA}
+
+constexpr Kernels kScalar = MMQ_KERNELS(scalar);
 #if defined(__x86_64__)
-constexpr Kernels kAvx2 = {"avx2",          gemm_avx2,        dequantize_avx2, quantize_rtn_avx2,
-                           gptq_block_avx2, search_grid_avx2, descend_avx2};
-constexpr Kernels kAvx512 = {"avx512",          gemm_avx512,        dequantize_avx512, quantize_rtn_avx512,
-                             gptq_block_avx512, search_grid_avx512, descend_avx512};
+constexpr Kernels kAvx2 = MMQ_KERNELS(avx2);
+constexpr Kernels kAvx512 = MMQ_KERNELS(avx512);
+// Float activations have no use for VNNI, and quantizers none for either.
+constexpr Kernels kAvx512Vnni = {
+    "avx512_vnni",     gemm_avx512,        dequantize_avx512, quantize_rtn_avx512,
+    gptq_block_avx512, search_grid_avx512, descend_avx512,    gemm_integer_avx512_vnni};
+constexpr Kernels kAvx512Bf16 = {"avx512_bf16",       gemm_avx512_bf16,        dequantize_avx512,
+                                 quantize_rtn_avx512, gptq_block_avx512,       search_grid_avx512,
+                                 descend_avx512,      gemm_integer_avx512_vnni};
 #endif
+#undef MMQ_KERNELS
+
+constexpr int kMostIsas = 5;
 
 // Kernels from the plainest on. __builtin_cpu_supports also asks whether the system saves the wide registers.
-int runnable(const Kernels* (&found)[3]) {
+int runnable(const Kernels* (&found)[kMostIsas]) {
     int count = 0;
     found[count++] = &kScalar;
 #if defined(__x86_64__)
@@ -27,12 +44,15 @@ int runnable(const Kernels* (&found)[3]) {
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (avx2 && avx512) found[count++] = &kAvx512;
+    const bool vnni = __builtin_cpu_supports("avx512vnni"), bf16 = __builtin_cpu_supports("avx512bf16");
+    if (avx2 && avx512 && vnni) found[count++] = &kAvx512Vnni;
+    if (avx2 && avx512 && vnni && bf16) found[count++] = &kAvx512Bf16;
 #endif
     return count;
 }
 
 const Kernels& by_name(const std::string& name, const char* asker) {
-    const Kernels* found[3];
+    const Kernels* found[kMostIsas];
     const int count = runnable(found);
     if (name.empty()) return *found[count - 1];
     for (int i = 0; i < count; ++i) {
@@ -45,7 +65,7 @@ const Kernels& by_name(const std::string& name, const char* asker) {
 }  // namespace
 
 std::string runnable_isas() {
-    const Kernels* found[3];
+    const Kernels* found[kMostIsas];
     const int count = runnable(found);
     std::string names;
     for (int i = 0; i < count; ++i) names += (i ? ", " : "") + std::string(found[i]->isa);

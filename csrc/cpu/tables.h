@@ -42,4 +42,15 @@ struct FieldTable {
 template <int WIDTH, int LOW, int CENTRE>
 inline constexpr FieldTable<WIDTH, LOW, CENTRE> kFieldTable{};
 
+// bf16 of an integer of at most 8 bits, at compile time.
+constexpr uint16_t exact_bf16(int value) {
+    if (value == 0) return 0;
+    const unsigned magnitude = static_cast<unsigned>(value < 0 ? -value : value);
+    int exponent = 7;
+    while (!(magnitude >> exponent & 1)) --exponent;
+    const unsigned mantissa = (magnitude << (7 - exponent)) & 0x7f;
+    return static_cast<uint16_t>((value < 0 ? 0x8000u : 0u) | (static_cast<unsigned>(127 + exponent) << 7) |
+                                 mantissa);
+}
+
 }  // namespace mmq

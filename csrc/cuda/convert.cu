@@ -122,7 +122,7 @@ __device__ uint32_t compose_word(int index, const uint32_t* streams) {
         const int pair = flat % width * (16 / width) + in_word;
         const int position = pair_position(bits, width, low, pair);
         const int row = 16 * (flat / width) + 8 * (pair & 1) + lane / 4;
-        const int column = kStepColumns * (pair / 4) + 8 * (pair >> 1 & 1) + 2 * (lane % 4);
+        const int column = kMmaColumns * (pair / 4) + 8 * (pair >> 1 & 1) + 2 * (lane % 4);
         for (int half = 0; half < 2; ++half) {
             const uint32_t code = bits_at(streams + row * 2 * bits, (column + half) * bits, bits);
             word |= (code >> low & field_mask(width)) << ((position + 16 * half) % 32);

@@ -44,7 +44,7 @@ int shared_share(const DeviceLimits& limits, int token_tiles) {
 // Rounded up, so that the product with any column / 16 below 2^32 / (group_size / 16) is exact where it is cut off.
 uint64_t group_magic(const Weight& weight) {
     if (weight.group_size >= weight.k) return 0;
-    const uint64_t steps = static_cast<uint64_t>(weight.group_size) / kStepColumns;
+    const uint64_t steps = static_cast<uint64_t>(weight.group_size) / kMmaColumns;
     if (static_cast<uint64_t>(weight.k) * steps >= uint64_t{1} << 35)
         throw std::invalid_argument("k * group_size must be below 2^39, got k = " + std::to_string(weight.k));
     return steps == 1 ? uint64_t{1} << 32 : (uint64_t{1} << 32) / steps + 1;

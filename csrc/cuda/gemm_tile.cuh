@@ -145,7 +145,7 @@ class Tile {
 
     // Group of a column: a multiplication instead of a division.
     __device__ __forceinline__ int group_of(int column) const {
-        return static_cast<int>(static_cast<uint64_t>(column / kStepColumns) * plan_.group_magic >> 32);
+        return static_cast<int>(static_cast<uint64_t>(column / kMmaColumns) * plan_.group_magic >> 32);
     }
 
     __device__ __forceinline__ int last_group_of(int column) const {
@@ -339,7 +339,7 @@ class Tile {
     // Whether another group begins at a step of the tile at `column`.
     template <int kStep>
     __device__ __forceinline__ bool begins_group(int column) const {
-        const int first = column + kStep * kStepColumns;
+        const int first = column + kStep * kMmaColumns;
         return kStep > 0 && first < args_.weight.k && group_of(first) != group_of(first - 1);
     }
 

@@ -26,9 +26,9 @@
 
 namespace mmq {
 
-constexpr int kTileSide = 64;     // rows and columns of a tile
-constexpr int kStepColumns = 16;  // columns of one mma
-constexpr int kStepsPerTile = kTileSide / kStepColumns;
+constexpr int kTileSide = 64;    // rows and columns of a tile
+constexpr int kMmaColumns = 16;  // columns of one mma
+constexpr int kStepsPerTile = kTileSide / kMmaColumns;
 
 MMQ_BOTH constexpr int64_t tile_count(int64_t size) {
     return ceil_div(size, kTileSide);
@@ -67,9 +67,9 @@ struct CodePlace {
 };
 
 MMQ_BOTH constexpr CodePlace place_of(int row, int column) {
-    const int in_step = column % kStepColumns;
+    const int in_step = column % kMmaColumns;
     const int i = row % 16 / 8 + 2 * (in_step / 8);
-    return {4 * (row % 8) + in_step % 8 / 2, row / 16, 4 * (column / kStepColumns) + i, in_step % 2};
+    return {4 * (row % 8) + in_step % 8 / 2, row / 16, 4 * (column / kMmaColumns) + i, in_step % 2};
 }
 
 // Where among the 64 scales of a group that of a row stands; its own inverse.

@@ -21,7 +21,9 @@ def allocate(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for recipe.yaml and allocation.json.")],
     method: Annotated[str, typer.Option(help="Of every layer: uniform, rtn, gptq, gptq+ or awq.")] = "gptq",
     bits: Annotated[str, typer.Option(help="Widths to choose from; 16 leaves a block alone.")] = "2,3,4,5,6,7,8,16",
-    group: Annotated[str, typer.Option(help="Group sizes to choose from, -1 for a whole row.")] = "64",
+    group: Annotated[
+        str | None, typer.Option(help="Group sizes to choose from, -1 for a whole row; default: 32,64,-1.")
+    ] = None,
     symmetric: Annotated[bool, typer.Option("--symmetric", help="Zero points in the middle, not stored.")] = False,
     per: Annotated[str, typer.Option(help="Gets a width of its own: component, block, or kind of layer.")] = "block",
     component: Annotated[
@@ -31,11 +33,11 @@ def allocate(
         list[str] | None, typer.Option(help="TASK:DIR, may be given again. Default: the task and its data.")
     ] = None,
     samples: Annotated[int, typer.Option(help="Calibration samples in all.")] = 128,
-    probe: Annotated[int, typer.Option(help="Samples on which each block alone is measured.")] = 96,
+    probe: Annotated[int, typer.Option(help="Samples on which each block alone is measured.")] = 128,
     selection: Annotated[
-        int | None, typer.Option(help="Samples that whole models are scored on; default: what is left, at most 512.")
+        int | None, typer.Option(help="Samples that whole models are scored on; default: what is left, at most 1024.")
     ] = None,
-    loss_bits: Annotated[str, typer.Option(help="Widths at which a block's effect on the loss is measured.")] = "2,3",
+    probe_bits: Annotated[str, typer.Option(help="Widths at which that is measured on the whole model.")] = "2,3,4",
     evaluations: Annotated[int, typer.Option(help="Models to quantize and score beside the uniform ones.")] = 24,
     tokens: Annotated[
         int | None,
@@ -66,11 +68,11 @@ def allocate(
     options = AllocationOptions(
         method=method,
         bits=_numbers("bits", bits),
-        groups=_numbers("group", group),
+        groups=_numbers("group", group) if group is not None else None,
         symmetric=symmetric,
         per=per,
         components=tuple(component or ()),
-        loss_bits=_numbers("loss-bits", loss_bits),
+        probe_bits=_numbers("probe-bits", probe_bits),
         probe=probe,
         selection=selection,
         evaluations=evaluations,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +13,6 @@ from mmq_kernels.cli.options import Debug, Json, print_json, progress_bar
 
 if TYPE_CHECKING:
     from mmq_kernels.sweep import Analysis, Findings
-    from mmq_kernels.sweep.fronts import Point
     from mmq_kernels.sweep.matched import Comparison
 
 Model = Annotated[str | None, typer.Option(help="Only results of this model.")]
@@ -67,30 +65,47 @@ def _print_all(console: Console, found: Findings) -> None:
 
 
 def _print(console: Console, found: Analysis) -> None:
+    from mmq_kernels.sweep import words
+
     console.print(f"\n[bold]{found.model}, {found.task}, {found.method}: {found.metric}[/bold], {found.rows} results")
-    table = Table("part", "importance", *found.importance, "alone: bits and metric")
+    table = Table("part", "importance", *found.importance, title="shares of what moves it", title_justify="left")
     for part, share in found.consensus.items():
-        curve = "  ".join(f"{value:g}: {score:.4g}" for value, score in found.alone.get(part, ()))
-        table.add_row(part, f"{share:.2f}", *(f"{shares[part]:.2f}" for shares in found.importance.values()), curve)
+        table.add_row(part, f"{share:.2f}", *(f"{shares[part]:.2f}" for shares in found.importance.values()))
     console.print(table)
     for measure, reason in found.left_out.items():
-        console.print(f"without {measure}: {reason}")
-    agreement = ", ".join(f"{value:.2f} ({pair})" for pair, value in found.agreement.items())
+        console.print(f"without {measure}: {reason}", markup=False)
     together = ", ".join(f"{share:.0%} {term}" for term, share in found.decomposition.items() if share >= 0.005)
+    least = min(found.agreement.values(), default=None)
+    agreement = "" if least is None else f"; the measures' ranks agree to at least {least:.2f}"
     console.print(
-        f"the forest's cross-validated R^2 is {found.r2:.3f}; of the variance{'' if found.full else ' about'} "
-        f"{together}; rank correlation of the measures: {agreement}"
+        f"the forest's cross-validated R^2 is {found.r2:.3f}{agreement}; of the "
+        f"variance{'' if found.full else ' about'} {together}"
     )
+    _print_alone(console, found)
     if found.cost is None:
         console.print("no Pareto front: no result says bits a weight, bytes or latency")
         return
     front = Table(f"Pareto front: {found.cost}", found.metric, "configuration")
-    for point in found.front:
-        front.add_row(shown_cost(point.cost, found.cost), f"{point.value:.4g}", shown_factors(point.factors))
+    for each in found.front:
+        front.add_row(words.cost(each.cost, found.cost), f"{each.value:.4g}", words.configuration(each.factors))
     console.print(front)
-    for share, least in found.keeps.items():
-        kept = f"{shown_cost(least.cost, found.cost)} ({shown_factors(least.factors)})" if least else None
+    for share, point in found.keeps.items():
+        kept = f"{words.cost(point.cost, found.cost)} ({words.configuration(point.factors)})" if point else None
         console.print(f"{share:.0%} of {found.whole:.4g} is kept by {kept or 'nothing that was measured'}")
+    console.print(words.keeping_sentence(found))
+
+
+def _print_alone(console: Console, found: Analysis) -> None:
+    bits = sorted({value for curve in found.alone.values() for value, _ in curve})
+    if not bits:
+        return
+    table = Table(
+        "alone, bits", *(f"{value:g}" for value in bits), title=f"{found.metric}, one part low", title_justify="left"
+    )
+    for part, curve in found.alone.items():
+        scores = dict(curve)
+        table.add_row(part, *(f"{scores[value]:.4g}" if value in scores else "" for value in bits))
+    console.print(table)
 
 
 def _print_methods(console: Console, comparisons: list[Comparison]) -> None:
@@ -106,17 +121,3 @@ def _print_methods(console: Console, comparisons: list[Comparison]) -> None:
             ", ".join(each.unlike),
         )
     console.print(table)
-
-
-def shown_cost(value: float, cost: str) -> str:
-    """A cost in the unit that it is read in."""
-    if cost == "bytes":
-        return f"{value / 1e9:.3f} GB"
-    return f"{1e3 * value:.3g} ms" if cost == "latency" else f"{value:.2f} {cost}"
-
-
-def shown_factors(factors: Mapping[str, float | str]) -> str:
-    """A configuration on one line."""
-    return " ".join(
-        f"{name}={value:g}" if not isinstance(value, str) else f"{name}={value}" for name, value in factors.items()
-    )

@@ -8,7 +8,7 @@ import warnings
 import typer
 from transformers.utils import logging
 
-from mmq_kernels.cli import allocate, analyze, bench, demo, evaluate, exchange, info, quantize
+from mmq_kernels.cli import allocate, analyze, bench, data, demo, evaluate, exchange, info, quantize, report, sweep
 
 ERROR = 2
 """Exit code of every failed command."""
@@ -28,7 +28,10 @@ app.command("import")(exchange.import_)
 app.command("eval")(evaluate.evaluate)
 app.command("score")(evaluate.score)
 app.command("allocate")(allocate.allocate)
+app.command("sweep")(sweep.sweep)
+app.add_typer(data.data, name="data")
 app.command("analyze")(analyze.analyze)
+app.command("report")(report.report)
 app.command("demo")(demo.demo)
 app.command("bench")(bench.bench)
 

@@ -10,11 +10,13 @@ import argparse
 import copy
 import json
 import os
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch.multiprocessing import get_context
 from transformers import Blip2Processor, LlavaProcessor, PreTrainedModel
 
@@ -45,6 +47,7 @@ def save(model: PreTrainedModel, processor: Blip2Processor | LlavaProcessor, fol
     half = copy.deepcopy(model).cpu().half()
     half.config.dtype = torch.float16
     half.save_pretrained(folder)
+    _use_old_names(folder / "model.safetensors")
     processor.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)  # transformers 4 looks for preprocessor_config.json
     path = folder / "tokenizer_config.json"
@@ -53,6 +56,15 @@ def save(model: PreTrainedModel, processor: Blip2Processor | LlavaProcessor, fol
     listed = described.pop("extra_special_tokens", None)
     described["additional_special_tokens"] = listed or described["additional_special_tokens"]
     path.write_text(json.dumps(described, indent=2) + "\n")
+
+
+def _use_old_names(file: Path) -> None:
+    """Name a LLaVA's tower as the hub's folders do; transformers 5.24 leaves a part out, which transformers 4 wants."""
+    new, old = "vision_tower.", "vision_tower.vision_model."
+    tensors = load_file(file)
+    if any(name.startswith(new) and not name.startswith(old) for name in tensors):
+        renamed = {re.sub(f"^{re.escape(new)}", old, name): tensor for name, tensor in tensors.items()}
+        save_file(renamed, file, {"format": "pt"})
 
 
 def _train_one(which: str, out: Path, scale: float, seed: int, device: str, threads: int) -> None:

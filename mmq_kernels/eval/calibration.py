@@ -82,6 +82,15 @@ class CalibrationSource:
                 digest.update(f"{image.relative_to(source.folder)} {image.stat().st_size} {text}\n".encode())
         return digest.hexdigest()[:16]
 
+    def check(self, model: Any) -> None:
+        """Raises ModelMismatch for a task that the model, which may be on the meta device, cannot do."""
+        for source in self.data:
+            _builder(model, source.task)
+
+    def images(self) -> list[Path]:
+        """Of all samples drawn."""
+        return [sample.image for source in self.data for sample in source.drawn()]
+
     def batches(self, model: Any, processor: Any) -> list[dict[str, Any]]:
         """Keyword arguments for calls of `model` that together show it every sample.
 

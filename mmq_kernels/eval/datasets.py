@@ -41,6 +41,8 @@ __all__ = [
     "VqaSample",
     "calibration_samples",
     "default_split",
+    "evaluated_images",
+    "image_key",
     "load",
     "read_split",
 ]
@@ -143,8 +145,8 @@ def calibration_samples(
         samples = read_split(task, folder, CALIBRATION_SPLIT)
     except DataError as error:
         raise DataError(f"{error} (calibration draws from the train split only)") from None
-    evaluated = _evaluated_images(task, folder)
-    free = [sample for sample in samples if _image_key(task, sample) not in evaluated]
+    evaluated = evaluated_images(task, folder)
+    free = [sample for sample in samples if image_key(task, sample) not in evaluated]
     if len(free) < count:
         shared = len(samples) - len(free)
         but = f", and {shared} more about images of an evaluated split" if shared else ""
@@ -159,16 +161,16 @@ def _known(task: str) -> None:
         raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
 
 
-def _evaluated_images(task: str, folder: Path) -> set[int | str]:
+def evaluated_images(task: str, folder: Path) -> set[int | str]:
     """Keys of the images in all evaluated splits of `folder` that may share some with the split calibrated on."""
     train = find(task, folder, CALIBRATION_SPLIT)
     places = [source for split in SPLITS[task] if split != CALIBRATION_SPLIT for source in sources(task, folder, split)]
     if task in ("caption", "vqa"):  # one publisher's own files share no image
         places = [source for source in places if source.whose != train.whose]
-    return {_image_key(task, sample) for source in places if source.here for sample in source.read(folder)}
+    return {image_key(task, sample) for source in places if source.here for sample in source.read(folder)}
 
 
-def _image_key(task: str, sample: Any) -> int | str:
+def image_key(task: str, sample: Any) -> int | str:
     """What one image is called in every file of its publisher: COCO's id, or the file's name."""
     return sample.image_id if task == "caption" else sample.image.name
 

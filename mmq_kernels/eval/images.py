@@ -31,18 +31,20 @@ def require_images(samples: Sequence[HasImage]) -> None:
     Raises:
         DataError: naming the first, its sample, and how many there are.
     """
-    first_of = {sample.image: sample.id for sample in reversed(samples)}
     paths = list(dict.fromkeys(sample.image for sample in samples))
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise DataError(f"no image {missing[0]}{_of(first_of, missing, paths)}")
-    damaged = [(path, why) for path, why in zip(paths, image_faults(paths), strict=True) if why]
+        raise DataError(f"no image {missing[0]}{uses(samples, missing, len(paths))}")
+    damaged = {path: why for path, why in zip(paths, image_faults(paths), strict=True) if why}
     if damaged:
-        raise DataError(f"{damaged[0][1]}{_of(first_of, [path for path, _ in damaged], paths)}")
+        first = next(iter(damaged))
+        raise DataError(f"{damaged[first]}{uses(samples, list(damaged), len(paths))}")
 
 
-def _of(first_of: dict[Path, int | str], bad: list[Path], paths: list[Path]) -> str:
-    return f" (sample {first_of[bad[0]]}; {len(bad)} of {len(paths)} images are so)"
+def uses(samples: Sequence[HasImage], bad: Sequence[Path], seen: int) -> str:
+    """Which sample the first of the `bad` images belongs to, and how many are bad of how many `seen`."""
+    sample = next(sample for sample in samples if sample.image == bad[0])
+    return f" (sample {sample.id}; {len(bad)} of {seen} images are so)"
 
 
 def image_faults(paths: Sequence[Path]) -> list[str | None]:

@@ -18,7 +18,7 @@ VQA_ANSWERS = 10
 """Human answers a VQAv2 question carries."""
 
 _FLICKR_FOLDERS = ("flickr30k-images", "flickr30k_images", "images")
-_GQA_KEYS = frozenset({"question", "answer", "imageId", "types"})
+_GQA_KEYS = frozenset({"question", "answer", "imageId", "types", "isBalanced"})
 _YEARS = ("train2017", "val2017")
 
 
@@ -203,6 +203,8 @@ def _gqa(folder: Path, source: Source) -> list[GqaSample]:
     (path,) = source.files
     samples = []
     for question_id, entry in keyed_entries(path, _GQA_KEYS, "imageId").items():
+        if entry.get("isBalanced") is False:  # GQA's scorer counts balanced questions alone
+            continue
         for key in ("question", "imageId"):
             field(entry, key, str, path, question_id)
         answer = field(entry, "answer", str, path, question_id)

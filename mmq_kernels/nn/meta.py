@@ -3,9 +3,31 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
+import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
+
+HUGE = 2**28
+"""Elements. Nothing that only a constructor can compute is as large."""
+
+_FACTORIES: frozenset[Callable[..., Any]] = frozenset(
+    [torch.empty, torch.zeros, torch.ones, torch.full, torch.randn, torch.rand, torch.arange, torch.linspace]
+)
+
+
+class _NothingHuge(TorchFunctionMode):
+    """New tensors of more than `HUGE` elements have no memory: a config may ask for any size."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _FACTORIES and kwargs.get("device") is None:
+            without_memory = func(*args, **{**kwargs, "device": "meta"})
+            if without_memory.numel() > HUGE:
+                return without_memory
+        return func(*args, **kwargs)
 
 
 @contextlib.contextmanager
@@ -24,6 +46,7 @@ def parameters_on_meta() -> Iterator[None]:
 
     nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
     try:
-        yield
+        with _NothingHuge():
+            yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]

@@ -54,6 +54,8 @@ class GptqSettings:
         split. Without descent, results differ by rounding only.
     rounds: of descent on codes, scales and zero points behind the columns (refine.py). Above 0, groups also see descent
         of their own before later columns make their errors good (groups.py).
+    catch_up: how far, from 0 to 1, a layer makes good what the quantized blocks before it did to its input: at 1 its
+        target is what the float model puts out there (`caught_up`).
     """
 
     damping: float = 0.01
@@ -62,10 +64,13 @@ class GptqSettings:
     percentile: float = Grid.percentile
     block_size: int = 128
     rounds: int = 0
+    catch_up: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.damping <= 1:
             raise ValueError(f"damping must be above 0 and at most 1, got {self.damping}")
+        if not 0 <= self.catch_up <= 1:
+            raise ValueError(f"catch_up must be from 0 to 1, got {self.catch_up}")
         if self.order not in ORDERS:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {self.order!r}")
         self.grids()
@@ -91,6 +96,7 @@ class Hessian:
         self._sum = torch.zeros(k, k, dtype=torch.float32, device=device)
         self._magnitude = torch.zeros(k, dtype=torch.float64, device=device)
         self._scaled = False
+        self._drift: Tensor | None = None
         self.rows = 0
 
     def add(self, x: Tensor) -> None:
@@ -112,6 +118,17 @@ class Hessian:
     def nbytes(self) -> int:
         """Bytes of the matrix."""
         return self._sum.numel() * self._sum.element_size()
+
+    def add_drift(self, wanted: Tensor, x: Tensor) -> None:
+        """Take in what activations x ``[..., k]`` are in the float model; x goes to `add` too."""
+        rows = x.detach().reshape(-1, x.shape[-1]).float()
+        if self._drift is None:
+            self._drift = torch.zeros_like(self._sum)
+        self._drift.addmm_((wanted.reshape(rows.shape).float() - rows).t(), rows)
+
+    def drift(self) -> Tensor | None:
+        """``2/N sum (x_float - x)^T x``, fp32 ``[k, k]``, or None where nothing was said of the float model."""
+        return None if self._drift is None else self._drift * (2 / max(1, self.rows))
 
     def magnitude(self) -> Tensor:
         """``mean |x|`` of each channel, fp32 ``[k]``."""
@@ -201,6 +218,21 @@ def _damp_(hessian: Tensor, damping: float) -> Tensor:
     return hessian
 
 
+def caught_up(weight: Tensor, drift: Tensor, factor: Factor, share: float) -> Tensor:
+    """The weight ``[n, k]`` to quantize so that outputs come nearer to those of the float model.
+
+    Of all weights, ``W + W D H^-1`` with the damped Hessian and ``D = 2/N sum (x_float - x)^T x`` takes x nearest to
+    ``W x_float``; `share` says how far to go there. All the way overfits where samples are few.
+    """
+    step = weight.float() @ drift
+    if factor.order is not None:
+        step = step[:, factor.order]
+    step = (step @ factor.upper.t()) @ factor.upper  # H^-1 = U^T U
+    if factor.order is not None:
+        step = torch.empty_like(step).index_copy_(1, factor.order, step)
+    return (weight.float() + share * step).to(weight.dtype)
+
+
 def gptq(weight: Tensor, factor: Factor, spec: QuantSpec, settings: GptqSettings = DEFAULT) -> Quantized:
     """The codes of `weight` ``[n, k]`` under the Hessian in `factor`.
 
@@ -222,26 +254,30 @@ def gptq(weight: Tensor, factor: Factor, spec: QuantSpec, settings: GptqSettings
     return found if factor.order is None else _in_input_order(found, factor.order, spec)
 
 
-def gptq_together(
-    weights: Sequence[Tensor], factor: Factor, spec: QuantSpec, settings: GptqSettings = DEFAULT
+def gptq_side_by_side(
+    weights: Sequence[Tensor], factors: Sequence[Factor], spec: QuantSpec, settings: GptqSettings = DEFAULT
 ) -> list[Quantized]:
-    """`gptq` of several weights ``[n_i, k]`` whose layers read one input: their rows are gone through in one pass.
+    """`gptq` of weights ``[n, k]`` of one shape and dtype, each under a Hessian of its own, in one loop over columns.
+
+    Neither static groups nor descent: what follows their loops is each layer's own.
 
     Raises:
         ValueError: for NaN or infinity in a weight.
     """
-    alike: dict[tuple[torch.dtype, torch.dtype], list[int]] = {}
-    for index, weight in enumerate(weights):
+    assert settings.order != "static" and settings.rounds == 0
+    for weight in weights:
         check_finite(weight)
-        alike.setdefault((weight.dtype, choose_scale_dtype(weight, spec)), []).append(index)
-    results: dict[int, Quantized] = {}
-    for indices in alike.values():
-        rows = [len(weights[index]) for index in indices]
-        codes, scale, zero, g_idx = gptq(torch.cat([weights[index] for index in indices]), factor, spec, settings)
-        parts = zip(codes.split(rows), scale.split(rows), zero.split(rows), strict=True)
-        for index, (own_codes, own_scale, own_zero) in zip(indices, parts, strict=True):
-            results[index] = Quantized(own_codes.clone(), own_scale.clone(), own_zero.clone(), g_idx)
-    return [results[index] for index in range(len(weights))]
+    in_order = [
+        weight.float() if factor.order is None else weight.float()[:, factor.order]
+        for weight, factor in zip(weights, factors, strict=True)
+    ]
+    upper = torch.stack([factor.upper for factor in factors])
+    codes, scale, zero, _ = _columns(torch.stack(in_order), upper, spec, choose_scale_dtype(weights[0], spec), settings)
+    found = [Quantized(*parts) for parts in zip(codes, scale, zero, strict=True)]
+    return [
+        one if factor.order is None else _in_input_order(one, factor.order, spec)
+        for one, factor in zip(found, factors, strict=True)
+    ]
 
 
 def _static(
@@ -311,14 +347,17 @@ def _columns(
     """The loop over the columns.
 
     Args:
-        weight: fp32 ``[n, k]``; not modified.
+        weight: fp32 ``[n, k]``; not modified. Or ``[layers, n, k]``, everything else then with that dimension too.
+        upper: fp32 ``[k, k]``.
         settings: how grids are found, and how wide blocks are.
         given: grids to use as they are.
     """
     current, grids, most = weight.clone(), settings.grids(), settings.block_size
-    k = weight.shape[1]
+    carry_on = Tensor.addmm_ if weight.dim() == 2 else Tensor.baddbmm_
+    k = weight.shape[-1]
     length, inside = spec.group_length(k), QuantSpec(spec.bits, PER_CHANNEL, spec.symmetric)
-    importance = upper.diagonal() ** -2  # of column j: what is left of its error once all later columns have made good
+    # Of column j: what is left of its error once all later columns have made good.
+    importance = upper.diagonal(dim1=-2, dim2=-1) ** -2
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     scales: list[Tensor] = []
     zeros: list[Tensor] = []
@@ -327,18 +366,18 @@ def _columns(
         small = grid_end is None  # the block holds whole groups, of which the op finds the grids
         if given is not None:
             groups = slice(start // length, ceil_div(end, length))
-            scale, zero = given.scale[:, groups], given.zero[:, groups]
+            scale, zero = given.scale[..., groups], given.zero[..., groups]
         elif not (small and grids.in_loop):
             if grid_end != 0:
                 part = slice(start, grid_end or end)
-                grid = grids.of_group(current[:, part], importance[part], spec, scale_dtype)
-                scales.append(grid[0].view(-1, 1))
-                zeros.append(grid[1].view(-1, 1))
+                grid = _group_grid(grids, current[..., part], importance[..., part], spec, scale_dtype)
+                scales.append(grid[0].unsqueeze(-1))
+                zeros.append(grid[1].unsqueeze(-1))
             scale, zero = scales[-1], zeros[-1]
         block_spec = spec if small and grids.in_loop else inside
-        codes[:, start:end], error, found_scale, found_zero = ops.gptq_block(
-            current[:, start:end].contiguous(),
-            upper[start:end, start:end].contiguous(),
+        codes[..., start:end], error, found_scale, found_zero = ops.gptq_block(
+            current[..., start:end].contiguous(),
+            upper[..., start:end, start:end].contiguous(),
             scale,
             zero,
             block_spec,
@@ -348,10 +387,20 @@ def _columns(
             scales.append(found_scale)
             zeros.append(found_zero)
         if end < k:
-            current[:, end:].addmm_(error, upper[start:end, end:], alpha=-1)
+            carry_on(current[..., end:], error, upper[..., start:end, end:], alpha=-1)
     if given is not None:
         return Quantized(codes, given.scale, given.zero)
-    return Quantized(codes, torch.cat(scales, 1), torch.cat(zeros, 1))
+    return Quantized(codes, torch.cat(scales, -1), torch.cat(zeros, -1))
+
+
+def _group_grid(
+    grids: Grid, weight: Tensor, importance: Tensor, spec: QuantSpec, scale_dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """`Grid.of_group` of one layer or of several."""
+    if weight.dim() == 2:
+        return grids.of_group(weight, importance, spec, scale_dtype)
+    found = [grids.of_group(*layer, spec, scale_dtype) for layer in zip(weight, importance, strict=True)]
+    return torch.stack([scale for scale, _ in found]), torch.stack([zero for _, zero in found])
 
 
 def _in_input_order(found: Quantized, order: Tensor, spec: QuantSpec) -> Quantized:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -18,9 +19,10 @@ from torch import Tensor, nn
 from mmq_kernels.nn import QuantLinear
 from mmq_kernels.quantize.awq import awq, search_scale
 from mmq_kernels.quantize.folding import find_producer, fold
-from mmq_kernels.quantize.gptq import Factor, GptqSettings, gptq_together, weighted_error
+from mmq_kernels.quantize.gptq import Factor, GptqSettings, caught_up, weighted_error
 from mmq_kernels.quantize.recipe import CALIBRATED
 from mmq_kernels.quantize.rtn import Quantized, check_finite, quantize_weight
+from mmq_kernels.quantize.together import Reading, gptq_together
 from mmq_kernels.quantize.walk import Batch, Job, SharedHessian, Stage, Walk, frozen, record, without_cache
 from mmq_kernels.spec import QuantSpec
 
@@ -121,6 +123,8 @@ def quantize_stages(
                 with hold(block):
                     finished = store.load(block) if store else None
                     if finished is not None:
+                        if settings.catch_up and walk and index < last:
+                            walk.keep_track(model, index, {}, ())
                         install(model, *finished)
                         rows = finished[1]
                     else:
@@ -148,10 +152,12 @@ def quantize_block(
 
     Args:
         walk: stands before block `index`; None where no job looks at activations.
-        hessians: what `walk.hessians` gives, where it is known already.
+        hessians: what `walk.hessians` gives, where it is known already; drift that `catch_up` wants is in it then.
     """
     if hessians is None:
         hessians = walk.hessians(model, index, jobs) if walk else {}
+        if walk and settings.catch_up:
+            walk.keep_track(model, index, hessians, jobs)
     scales = _search_scales(model, walk, index, jobs, hessians) if walk else {}
     by_gptq = _gptq_together(model, jobs, hessians, settings)
     return [_quantize_layer(model, job, hessians, scales, by_gptq) for job in jobs]
@@ -161,20 +167,32 @@ def _gptq_together(
     model: nn.Module, jobs: Sequence[Job], hessians: Mapping[str, SharedHessian], settings: GptqSettings
 ) -> dict[str, _ByGptq]:
     """What GPTQ makes of a block's layers, by name: those that read one input and get one spec in one pass."""
-    alike: dict[tuple[int, str, QuantSpec], list[Job]] = {}
+    alike: dict[tuple[str, QuantSpec], dict[int, list[Job]]] = {}
     for job in jobs:
         if job.method in ("gptq", "gptq+") and job.name in hessians and hessians[job.name].sums.rows:
-            alike.setdefault((id(hessians[job.name]), job.method, job.spec), []).append(job)
+            readers = alike.setdefault((job.method, job.spec), {})
+            readers.setdefault(id(hessians[job.name]), []).append(job)
     found: dict[str, _ByGptq] = {}
-    for (_, method, spec), together in alike.items():
+    for (method, spec), readers in alike.items():
         used = settings.beyond() if method == "gptq+" else settings
-        weights = [_linear(model, job.name).weight.detach() for job in together]
-        for job, weight in zip(together, weights, strict=True):
-            with _named(job.name):
-                check_finite(weight)
-        factor = hessians[together[0].name].factor(used, together[0].name)
-        results = gptq_together(weights, factor, spec, used)
-        found |= {job.name: _ByGptq(result, factor, used) for job, result in zip(together, results, strict=True)}
+        readings: list[Reading] = []
+        for together in readers.values():
+            weights = [_linear(model, job.name).weight.detach() for job in together]
+            for job, weight in zip(together, weights, strict=True):
+                with _named(job.name):
+                    check_finite(weight)
+            name = together[0].name
+            drift = hessians[name].sums.drift() if used.catch_up else None
+            if drift is not None:
+                factor = hessians[name].factor(used, name)
+                weights = [caught_up(weight, drift, factor, used.catch_up) for weight in weights]
+            readings.append((weights, partial(hessians[name].factor, used, name)))
+        done = gptq_together(readings, spec, used)
+        for together, (targets, given), results in zip(readers.values(), readings, done, strict=True):
+            found |= {
+                job.name: _ByGptq(result, given(), used, target)
+                for job, target, result in zip(together, targets, results, strict=True)
+            }
     return found
 
 
@@ -183,11 +201,12 @@ def _gptq_together(
 
 @dataclass(frozen=True)
 class _ByGptq:
-    """A layer's codes, and what they were found with."""
+    """A layer's codes, and what they were found with; the target is its weight, or what `caught_up` made of it."""
 
     quantized: Quantized
     factor: Factor
     settings: GptqSettings
+    target: Tensor
 
 
 @contextmanager
@@ -310,9 +329,9 @@ def _quantize(
         nearest_error = weighted_error(weight, nearest.dequantize(spec), hessian)
         return best, replace(report, calibration_rows=shared.sums.rows, error=error, rtn_error=nearest_error)
     assert by_gptq is not None
-    best, factor = by_gptq.quantized, by_gptq.factor
-    error = weighted_error(weight, best.dequantize(spec), factor.hessian)
-    nearest_error = weighted_error(weight, nearest.dequantize(spec), factor.hessian)
+    best, factor, target = by_gptq.quantized, by_gptq.factor, by_gptq.target
+    error = weighted_error(target, best.dequantize(spec), factor.hessian)
+    nearest_error = weighted_error(target, nearest.dequantize(spec), factor.hessian)
     report = replace(
         report,
         calibration_rows=shared.sums.rows,

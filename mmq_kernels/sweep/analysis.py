@@ -1,4 +1,4 @@
-"""What the results of one model, task and method say about one metric: which part matters, and what is worth its size."""
+"""What results of one model, task and method say about one metric: which part matters, and what is worth its size."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from mmq_kernels.quantize.recipe import ALL, BLOCK_GROUPS, COMPONENTS
 from mmq_kernels.sweep import curves, fronts
 from mmq_kernels.sweep.curves import Curve, Level, Surface
 from mmq_kernels.sweep.differences import Difference, against
@@ -135,7 +136,7 @@ def analyze(
         full=split.full,
         r2=found.r2,
         agreement=found.agreement,
-        alone=curves.alone(kept, metric),
+        alone=dict(sorted(curves.alone(kept, metric).items(), key=lambda item: place(item[0]))),
         surfaces=curves.surfaces(levels, codes, y, order, MOST_SURFACES),
         cost=cost,
         whole=whole,
@@ -158,7 +159,7 @@ def _factors(
     results: Sequence[Result],
 ) -> tuple[dict[str, Level], dict[str, list[Level]], dict[str, Values], dict[str, Codes]]:
     """Constant factors; of the others their values, and row by row the value as a number and its place among them."""
-    names = list(results[0].factors)
+    names = sorted(results[0].factors, key=place)
     for result in results:
         if result.factors.keys() != results[0].factors.keys():
             raise ValueError(
@@ -174,12 +175,23 @@ def _factors(
         if len(there) == 1:
             constant[name] = there[0]
             continue
-        place = {value: index for index, value in enumerate(there)}
+        order = {value: index for index, value in enumerate(there)}
         levels[name] = there
-        codes[name] = np.array([place[value] for value in values])
+        codes[name] = np.array([order[value] for value in values])
         numbers = not any(isinstance(value, str) for value in there)
         columns[name] = np.array(values, dtype=np.float64) if numbers else codes[name].astype(np.float64)
     return constant, levels, columns, codes
+
+
+def place(name: str) -> tuple[int, int, str]:
+    """Components in the order of the pipeline, their blocks from first to last, then other factors by name."""
+    part, _, third = name.partition(".")
+    parts, thirds = (ALL, *COMPONENTS), ("", *BLOCK_GROUPS)
+    return (
+        parts.index(part) if part in parts else len(parts),
+        thirds.index(third) if third in thirds else len(thirds),
+        name,
+    )
 
 
 def _beyond(codes: dict[str, Codes], y: Values) -> float:

@@ -42,7 +42,6 @@ from mmq_kernels.quantize.untrusted import read_yaml, shortened
 from mmq_kernels.spec import BITS
 
 BOTH = "both"
-CHANNEL, TENSOR = "channel", "tensor"
 THIRDS = tuple(f"{component}.{third}" for component in COMPONENTS for third in BLOCK_GROUPS)
 PARTS = (*COMPONENTS, *THIRDS)
 
@@ -136,7 +135,9 @@ class Setting(_Strict):
         for task in value:
             if task not in TASKS:
                 raise ValueError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
-        return {task: each if isinstance(each, (Mapping, TaskSetting)) else {"data": each} for task, each in value.items()}
+        return {
+            task: each if isinstance(each, (Mapping, TaskSetting)) else {"data": each} for task, each in value.items()
+        }
 
     @model_validator(mode="after")
     def _fits(self) -> Setting:
@@ -193,7 +194,7 @@ class Grid(Setting):
     methods: tuple[str, ...] = ()
     parts: tuple[str, ...] = COMPONENTS
     bits: tuple[int, ...] | dict[str, tuple[int, ...]] = ()
-    layers: tuple[Layers, ...] = (BOTH,)
+    layers: tuple[Layers, ...] = ("both",)
     group_size: tuple[GroupSize, ...] = (128,)
     symmetric: bool = False
     together: tuple[tuple[str, ...], ...] | Literal["thirds"] | None = None
@@ -216,7 +217,9 @@ class Grid(Setting):
         path = Path(source)
         if path.suffix not in (".yaml", ".yml", ".json"):
             if str(source) not in shipped():
-                raise ValueError(f"grid must be a YAML or JSON file or one of {', '.join(shipped())}, got {str(source)!r}")
+                raise ValueError(
+                    f"grid must be a YAML or JSON file or one of {', '.join(shipped())}, got {str(source)!r}"
+                )
             path = shipped()[str(source)]
         if not path.is_file():
             raise ValueError(f"grid file {path} does not exist")
@@ -292,9 +295,9 @@ class Grid(Setting):
     def _points(self) -> Iterator[Configuration]:
         for method in self.methods if self.bits else ():
             own = self.by_method.get(method, Granularity())
-            sizes = self.group_size if own.group_size is None else (own.group_size,)
-            if method == "uniform" and own.group_size is None:
-                sizes = (TENSOR,)
+            sizes = self.group_size
+            if own.group_size is not None or method == "uniform":
+                sizes = (own.group_size or "tensor",)
             symmetric = self.symmetric if own.symmetric is None else own.symmetric
             for size, layers, widths in itertools.product(sizes, self.layers, self._widths()):
                 touched = any(bits != LEFT_ALONE for bits in widths.values())
@@ -326,7 +329,7 @@ class Grid(Setting):
     ) -> Iterator[str]:
         granularity = f"g{size}" if isinstance(size, int) else size
         if size == -1:
-            granularity = CHANNEL
+            granularity = "channel"
         kinds: Sequence[str] = ("",) if layers == BOTH else (f"/{layers}",)
         if layers == BOTH and not self.projections:
             kinds = [f"/{kind}" for kind in KINDS]
@@ -382,7 +385,8 @@ def _of_recipe(recipe: str) -> Configuration:
     plain = all(rule.target in COMPONENTS and rule.blocks == rule.kind == "all" for rule in parsed.rules)
     factors: dict[str, float | str] = {"recipe": str(parsed)}
     if plain and not parsed.skip:
-        factors = dict.fromkeys(COMPONENTS, float(LEFT_ALONE)) | {rule.target: rule.bits for rule in parsed.rules}
+        given = {rule.target: rule.bits for rule in parsed.rules}
+        factors = {component: given.get(component, LEFT_ALONE) for component in COMPONENTS}
     return Configuration(methods[0] if len(methods) == 1 else "+".join(methods) or "none", factors, str(parsed))
 
 

@@ -8,7 +8,7 @@ and what else differs is said.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -25,6 +25,8 @@ LEAST_SETTINGS = 6
 """Below that signed ranks cannot reach 5%."""
 READ_SETTINGS = 64
 """Of more settings a sample has its predictions read."""
+
+UNRECORDED = "recipes not recorded"
 
 Key = tuple[object, ...]
 
@@ -96,15 +98,27 @@ def compare_methods(
         predictions: where per-sample predictions are read from.
         seed: of the bootstrap and of the settings whose predictions are read.
     """
-    methods: dict[str, dict[Key, Result]] = {}
+    settings: dict[Key, list[Result]] = {}
     for result in results:
         if metric in result.metrics and not untouched(result):
-            methods.setdefault(result.method, {}).setdefault(_factors(result), result)
+            settings.setdefault(_factors(result), []).append(result)
+    matched: dict[str, dict[Key, Result]] = {}
+    by_factors: dict[str, dict[Key, Result]] = {}
+    for factors, members in settings.items():
+        for result in members if len({each.method for each in members}) > 1 else ():
+            by_factors.setdefault(result.method, {}).setdefault(factors, result)
+            if result.recipe:
+                key = (factors, tuple(sorted(_granularities(result.recipe).items())))
+                matched.setdefault(result.method, {}).setdefault(key, result)
     found = []
-    for one, other in itertools.combinations(sorted(methods), 2):
-        shared = [(ours, methods[other][key]) for key, ours in methods[one].items() if key in methods[other]]
-        if shared:
-            found.append(_compare(one, other, shared, metric, predictions, seed))
+    for one, other in itertools.combinations(sorted(by_factors), 2):
+        pairs = _shared(matched.get(one, {}), matched.get(other, {}))
+        unlike = []
+        if not pairs:
+            pairs = _shared(by_factors[one], by_factors[other])
+            unlike = sorted(set().union(*(_unlike(*pair) for pair in pairs)))
+        if pairs:
+            found.append(_compare(one, other, pairs, unlike, metric, predictions, seed))
     adjusted = iter(holm([each.p for each in found if each.p is not None]))
     return [each if each.p is None else Comparison(**{**vars(each), "adjusted": next(adjusted)}) for each in found]
 
@@ -113,13 +127,19 @@ def _factors(result: Result) -> Key:
     return tuple(sorted(result.factors.items()))
 
 
+def _shared(ours: Mapping[Key, Result], theirs: Mapping[Key, Result]) -> list[tuple[Result, Result]]:
+    return [(result, theirs[key]) for key, result in ours.items() if key in theirs]
+
+
 def _compare(
-    one: str, other: str, shared: list[tuple[Result, Result]], metric: str, predictions: Predictions, seed: int
+    one: str,
+    other: str,
+    pairs: list[tuple[Result, Result]],
+    unlike: list[str],
+    metric: str,
+    predictions: Predictions,
+    seed: int,
 ) -> Comparison:
-    differing = [_unlike(*pair) for pair in shared]
-    matched = [pair for pair, unlike in zip(shared, differing, strict=True) if not unlike]
-    unlike = [] if matched else sorted(set(itertools.chain(*differing)))
-    pairs = matched or shared
     settings = [
         Matched(dict(a.factors), a.fingerprint, b.fingerprint, (a.metrics[metric], b.metrics[metric])) for a, b in pairs
     ]
@@ -148,7 +168,7 @@ def _compare(
 def _unlike(one: Result, other: Result) -> set[str]:
     """What their recipes say of layers beside method and bits, where it differs."""
     if not one.recipe or not other.recipe:
-        return set()
+        return {UNRECORDED}
     ours, theirs = (_granularities(result.recipe) for result in (one, other))
     return {
         f"{ours.get(target, '16 bits')} / {theirs.get(target, '16 bits')}"

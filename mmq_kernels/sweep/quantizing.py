@@ -7,7 +7,6 @@ made on activations that were recorded for its neighbour, with its Hessians and 
 
 from __future__ import annotations
 
-import copy
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -71,12 +70,13 @@ class SharedQuantizer:
         stored: StoredDtype = lambda name: None,
     ) -> None:
         self.model, self._settings, self._shelf, self._stored = model, settings, shelf, stored
-        self._make_batches, self._batches = batches, None  # type: tuple[Any, list[Batch] | None]
+        self._make_batches = batches
+        self._batches: list[Batch] | None = None
         self._uses: Counter[str] = Counter()
         self._branches: dict[Any, set[str]] = defaultdict(set)
 
     def expect(self, plans: Iterable[tuple[Plan, Sequence[Step]]]) -> None:
-        """Say which configurations are to come: what only one of them needs is not kept."""
+        """Say which configurations are to come, before the first: what only one of them needs is not kept."""
         for plan, steps in plans:
             self._uses.update(step.key for step in steps)
             for step in steps:
@@ -94,10 +94,6 @@ class SharedQuantizer:
             for block in made:
                 _install(self.model, _rounded(block, self._stored))
             yield [report for block in made for report in block.reports]
-        for step in steps:
-            self._uses[step.key] -= 1
-            if self._uses[step.key] <= 0:
-                self._shelf.drop(step.key)
 
     def _all_blocks(self, plan: Plan, steps: Sequence[Step]) -> list[Made]:
         found: list[Made] = []
@@ -179,7 +175,7 @@ def _own_parameters(block: nn.Module) -> None:
     for module in block.modules():
         for own, parameter in module._parameters.items():
             if parameter is not None and not isinstance(module, QuantLinear):
-                module._parameters[own] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
+                module._parameters[own] = _parameter(parameter.detach().clone())
 
 
 def _rounded(made: Made, stored: StoredDtype) -> Made:
@@ -187,22 +183,26 @@ def _rounded(made: Made, stored: StoredDtype) -> Made:
 
     def through(tensor: Tensor, name: str) -> Tensor:
         dtype = stored(name)
-        return tensor if dtype is None else tensor.to(dtype).to(tensor.dtype)
+        return tensor if dtype is None else tensor.to(dtype)
 
     if not any(report.used == "awq" for report in made.reports):
         return made
     layers = {}
     for name, layer in made.layers.items():
-        layers[name] = rounded = copy.copy(layer)
-        rounded._parameters, rounded._buffers = dict(layer._parameters), dict(layer._buffers)
+        layers[name] = rounded = QuantLinear.__new__(QuantLinear)  # a copy would pack the weight again
+        rounded.__dict__ = {**vars(layer), "_parameters": {**layer._parameters}, "_buffers": {**layer._buffers}}
         if layer.bias is not None:
-            rounded._parameters["bias"] = nn.Parameter(through(layer.bias, f"{name}.weight"), requires_grad=False)
+            rounded._parameters["bias"] = _parameter(through(layer.bias, f"{name}.weight").to(layer.bias.dtype))
         if layer.weight_input_scale is not None:
             rounded._buffers["weight_input_scale"] = through(layer.weight_input_scale, f"{name}.weight")
     parameters = {
-        name: nn.Parameter(through(parameter, name), requires_grad=False) for name, parameter in made.parameters.items()
+        name: _parameter(through(parameter, name).to(parameter.dtype)) for name, parameter in made.parameters.items()
     }
     return Made(layers, parameters, made.reports)
+
+
+def _parameter(tensor: Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor, requires_grad=False)
 
 
 @contextmanager

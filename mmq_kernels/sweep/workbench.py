@@ -1,8 +1,8 @@
 """Measures configurations one after the other in one process, with everything that they share made once.
 
 The model is loaded once, data are prepared once, calibration batches are made once, images go through vision and
-connector once for each of their variants (`quantizing` has the rest). Captions are scored beside the model's work: what
-costs time there is Java's, in a thread that waits for it.
+connector once for each of their variants (`quantizing` has the rest). Captions are scored while the model answers the
+next task: what costs time there is Java's.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,7 +32,7 @@ from mmq_kernels.eval.captions import CaptionScorer, CaptionScores
 from mmq_kernels.eval.generative import Effort
 from mmq_kernels.eval.meteor import Meteor
 from mmq_kernels.eval.result import Record
-from mmq_kernels.models.plan import Plan, make_plan
+from mmq_kernels.models.plan import Plan, Planner
 from mmq_kernels.quantize import Recipe
 from mmq_kernels.quantize.walk import Batch
 from mmq_kernels.sweep.grid import Setting
@@ -84,9 +84,9 @@ class Machine:
     shared_bytes: int | None = None
 
 
-def plan_of(model: Any, recipe: str) -> Plan:
+def plan_of(planner: Planner, recipe: str) -> Plan:
     """The plan of a recipe, which may be empty."""
-    return make_plan(model, Recipe.parse(recipe)) if recipe else Plan({}, {})
+    return planner.plan(Recipe.parse(recipe)) if recipe else Plan({}, {})
 
 
 def prepare_tasks(setting: Setting, processor: Any) -> dict[str, evaluation.Prepared]:
@@ -115,7 +115,7 @@ def prepare_tasks(setting: Setting, processor: Any) -> dict[str, evaluation.Prep
 class Workbench:
     """A model and its data, ready to be measured under any number of recipes."""
 
-    def __init__(self, setting: Setting, machine: Machine = Machine()) -> None:  # noqa: B008 (frozen)
+    def __init__(self, setting: Setting, machine: Machine = Machine()) -> None:
         if machine.threads is not None:
             torch.set_num_threads(machine.threads)
         self._setting = setting
@@ -123,12 +123,22 @@ class Workbench:
         self.processor = checkpoint.load_processor(self._folder)
         self.model: Any = checkpoint.load(self._folder, device=machine.device)
         self._shelf = Shelf(default_bytes() if machine.shared_bytes is None else machine.shared_bytes)
+        self._meteor = Meteor()
+        self._planner = Planner(self.model)
+        self._paths: dict[str, tuple[Plan, Sequence[Step]]] = {}
+        self._variants: Counter[str] = Counter()
         self._quantizer = SharedQuantizer(
             self.model, self._batches, setting.gptq.settings(), self._shelf, _stored_dtypes(self.model, self._folder)
         )
 
+    def expect(self, recipes: Iterable[str]) -> None:
+        """Say which recipes are to come, before the first: what several of them share is kept for them."""
+        paths = [self._path(recipe) for recipe in dict.fromkeys(recipes)]
+        self._quantizer.expect(paths)
+        self._variants.update(features_key(steps) for _, steps in paths)
+
     def measure(
-        self, works: Sequence[Work], begun: Callable[[Work], None] = lambda work: None
+        self, works: Iterable[Work], begun: Callable[[Work], None] = lambda work: None
     ) -> Iterator[tuple[Work, Measured]]:
         """Results of all works, each as soon as it is there; `works` in depth-first order share most.
 
@@ -138,18 +148,12 @@ class Workbench:
         Raises:
             DataError: for data that cannot be read: that holds for all that is to come, too.
         """
-        plans = [plan_of(self.model, work.recipe) for work in works]
-        paths = [steps_of(plan) for plan in plans]
-        self._quantizer.expect(zip(plans, paths, strict=True))
-        shared = Counter(features_key(steps) for steps in paths)
         waiting: deque[tuple[Work, Future[Measured]]] = deque()
-        with ThreadPoolExecutor(1) as aside, Meteor() as meteor:
-            tasks = self._tasks(meteor)
-            for work, plan, steps in zip(works, plans, paths, strict=True):
+        with ThreadPoolExecutor(2) as aside:  # one asks the model, the other scores what it said before
+            for work in works:
                 begun(work)
-                kept = self._features(steps) if shared[features_key(steps)] > 1 else None
                 try:
-                    waiting += [(work, found) for found in self._one(work, plan, steps, tasks, aside, kept)]
+                    waiting += [(work, found) for found in self._one(work, aside)]
                 except evaluation.DataError:
                     raise
                 except (RuntimeError, ValueError) as error:
@@ -160,49 +164,56 @@ class Workbench:
             while waiting:
                 yield waiting[0][0], waiting.popleft()[1].result()
 
-    def _one(
-        self,
-        work: Work,
-        plan: Plan,
-        steps: Sequence[Step],
-        tasks: Mapping[str, _Task],
-        aside: ThreadPoolExecutor,
-        kept: KeptFeatures | None,
-    ) -> list[Future[Measured]]:
+    def __enter__(self) -> Workbench:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the process that was started for METEOR."""
+        self._meteor.close()
+
+    def _path(self, recipe: str) -> tuple[Plan, Sequence[Step]]:
+        if recipe not in self._paths:
+            plan = plan_of(self._planner, recipe)
+            self._paths[recipe] = plan, steps_of(plan)
+        return self._paths[recipe]
+
+    def _one(self, work: Work, aside: ThreadPoolExecutor) -> list[Future[Measured]]:
         started = time.perf_counter()
+        plan, steps = self._path(work.recipe)
+        variant = features_key(steps)
+        kept = KeptFeatures(self._shelf, variant) if self._variants[variant] > 1 else None
         found = []
         with self._quantizer.quantized(plan, steps):
             size = evaluation.model_size(self.model)
             share = (time.perf_counter() - started) / len(work.tasks)
             for task in work.tasks:
                 turn = threading.Event()
-                found.append(aside.submit(tasks[task].run, work, self.model, size, share, kept, turn))
+                found.append(aside.submit(self._tasks[task].run, work, self.model, size, share, kept, turn))
                 turn.wait()
                 if found[-1].done() and found[-1].exception() is not None:
                     found[-1].result()
         return found
 
-    def _tasks(self, meteor: Meteor) -> dict[str, _Task]:
-        options = self._setting.evaluation.options()
-        return {task: _Task(data, options, meteor) for task, data in self._prepared.items()}
-
     @cached_property
-    def _prepared(self) -> dict[str, evaluation.Prepared]:
-        return prepare_tasks(self._setting, self.processor)
+    def _tasks(self) -> dict[str, _Task]:
+        options = self._setting.evaluation.options()
+        prepared = prepare_tasks(self._setting, self.processor)
+        return {task: _Task(data, options, self._meteor) for task, data in prepared.items()}
 
     def _batches(self) -> list[Batch]:
         source = self._setting.source()
         return list(source.batches(self.model, self.processor)) if source else []
-
-    def _features(self, steps: Sequence[Step]) -> KeptFeatures:
-        return KeptFeatures(self._shelf, features_key(steps))
 
 
 class _Task:
     """One task's data, scored in a thread that gives the model back as soon as it has answered."""
 
     def __init__(self, data: evaluation.Prepared, options: evaluation.EvalOptions, meteor: Meteor) -> None:
-        self._options, self._scorer = options, None  # type: tuple[evaluation.EvalOptions, _Scorer | None]
+        self._options = options
+        self._scorer: _Scorer | None = None
         if data.task == "caption":
             references = {sample.image_id: sample.references for sample in data.caption_samples()}
             self._scorer = _Scorer(references, tokenizer=data.tokenizer, meteor=meteor.scores)
@@ -221,9 +232,7 @@ class _Task:
         try:
             if self._scorer is not None:
                 self._scorer.turn = turn
-            result = evaluation.evaluate_prepared(
-                model, self._data.sharing(kept, self._scorer), options=self._options
-            )
+            result = evaluation.evaluate_prepared(model, self._data.sharing(kept, self._scorer), options=self._options)
         finally:
             turn.set()
         return Measured(
@@ -240,7 +249,7 @@ class _Task:
             bytes=size.memory_bytes,
             latency=1 / result.samples_per_second,
             seconds=quantizing + result.seconds["total"],
-            versions=result.versions | {"device": _device_name(model)},
+            versions=result.versions | {"device": _device_name(model), "threads": str(torch.get_num_threads())},
             records=result.to_json()["records"],
         )
 
@@ -254,14 +263,16 @@ def _device_name(model: Any) -> str:
 
 
 class _Scorer(CaptionScorer):
-    """Says that the model is no longer needed, and scores then."""
+    """Says that the model is no longer needed, and scores then, one set of captions at a time."""
 
     turn: threading.Event | None = None
+    _scoring = threading.Lock()
 
     def score(self, captions: Mapping[Any, str], *, meteor: bool = True) -> CaptionScores:
         if self.turn is not None:
             self.turn.set()
-        return super().score(captions, meteor=meteor)
+        with self._scoring:
+            return super().score(captions, meteor=meteor)
 
 
 class KeptFeatures:

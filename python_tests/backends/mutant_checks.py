@@ -1,8 +1,6 @@
 """What every mutant of the CUDA sources must fail: run by test_cuda_mutants.py in a process of its own.
 
-    python mutant_checks.py MODULE.so BITS
-
-Exits with 0 when nothing was found, with CAUGHT and a line that says what otherwise.
+`outcome` exits with 0 when nothing was found, with CAUGHT and a line in a file that says what otherwise.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ from cases import Case
 from emulation import POLICIES, EmulatedBackend, load
 from test_cpu_quantizers import hard_weight, inverse_factor
 from test_cuda_convert import tiles_by_the_drawing
+from test_cuda_descent import moved_group
 
 from mmq_kernels.backends import backend, transformed
 from mmq_kernels.spec import QuantSpec
@@ -90,23 +89,34 @@ def quantizers(emulated: EmulatedBackend, bits: int) -> None:
         expect(all(torch.equal(a, b) for a, b in pairs), "gptq_block")
 
 
-def main() -> int:
-    emulated, bits = EmulatedBackend(load(Path(sys.argv[1]))), int(sys.argv[2])
+def descents(emulated: EmulatedBackend, bits: int) -> None:
+    cpu = backend("cpu")
+    for n, columns, symmetric in ((37, 20, False), (3, 128, True)):
+        spec = QuantSpec(bits, -1, symmetric)
+        group = moved_group(n, columns, spec, torch.float16)
+        pairs = zip(
+            emulated.descend(*group, spec, torch.float16), cpu.descend(*group, spec, torch.float16), strict=True
+        )
+        expect(all(torch.equal(a, b) for a, b in pairs), "descend")
+        arguments = (torch.randn(n, columns), torch.rand(columns) + 0.1, spec, torch.float16)
+        pairs = zip(emulated.search_grid(*arguments), cpu.search_grid(*arguments), strict=True)
+        expect(all(torch.equal(a, b) for a, b in pairs), "search_grid")
+
+
+def outcome(module: Path, bits: int, log: Path) -> None:
+    """Of the module of emulated kernels in a file, for one width; ends the process."""
+    torch.use_deterministic_algorithms(True)
+    torch.set_num_threads(1)
+    emulated = EmulatedBackend(load(module))
     for seed, policy in enumerate(POLICIES):
         torch.manual_seed(seed)
         random.seed(seed)
-        for work in (conversions, quantizers, products, shared_tiles):
+        for work in (conversions, products, shared_tiles, quantizers, descents):
             # Five multiprocessors cut the tiles of `shared_tiles` so that shares end and begin inside of tiles.
             with emulated.scheduled(policy, seed, resident_blocks=5, multiprocessors=5 if work is shared_tiles else 2):
                 try:
                     work(emulated, bits)
                 except (AssertionError, RuntimeError) as error:
-                    print(f"{work.__name__}, {policy}: {error}")
-                    return CAUGHT
+                    log.write_text(f"{work.__name__}, {policy}: {error}")
+                    sys.exit(CAUGHT)
             vars(emulated).pop("_take_counters", None)
-    return 0
-
-
-if __name__ == "__main__":
-    torch.use_deterministic_algorithms(True)
-    sys.exit(main())

@@ -14,12 +14,16 @@ from mmq_kernels.spec import QuantSpec
 POLICIES = ("in order", "reverse", "run-ahead")
 
 
-def products(emulated, seed: int) -> list[torch.Tensor]:
-    """One small product of every token tile, with everything that a product can have."""
+TOKENS = ((1, 8), (9, 16), (17, 32), (33, 90))
+"""Of each token tile."""
+
+
+def products(emulated, seed: int, tokens=TOKENS) -> list[torch.Tensor]:
+    """A small product of each token tile, with everything that a product can have."""
     torch.manual_seed(seed)
     draw = random.Random(seed)
     results = []
-    for m in (draw.randint(1, 8), draw.randint(9, 16), draw.randint(17, 32), draw.randint(33, 90)):
+    for m in [draw.randint(*some) for some in tokens]:
         spec = QuantSpec(draw.randint(2, 8), draw.choice((-1, 16, 32, 48, 128)), draw.random() < 0.5)
         n, k = draw.choice((1, 64, 70, 260)), draw.choice((64, 130, 200, 320))
         case = Case(spec, n, k, torch.float16, owner=emulated)
@@ -43,6 +47,16 @@ def conversions(emulated, seed: int) -> list[torch.Tensor]:
         emulated.unpack(emulated.pack(case.codes, spec.bits), spec.bits, k),
         *emulated.quantize_rtn(weight, spec, torch.float16),
         *emulated.gptq_block(weight, factor, None, None, QuantSpec(spec.bits, 8), torch.float16),
+        *emulated.search_grid(weight, factor.diagonal().contiguous(), spec, torch.float16),
+        *emulated.descend(
+            weight,
+            factor.t() @ factor,
+            torch.randint(0, 4, weight.shape, dtype=torch.uint8),
+            weight[:, 0].abs() + 0.1,
+            torch.full((35,), 2, dtype=torch.uint8),
+            QuantSpec(spec.bits, -1),
+            torch.float32,
+        ),
     ]
 
 
@@ -60,7 +74,7 @@ def test_no_schedule_changes_a_bit(work, emulated) -> None:
 def test_a_hundred_runs_raise_nothing(emulated) -> None:
     for run in range(100):
         with emulated.scheduled(POLICIES[run % 3], run, resident_blocks=1 + run % 4, multiprocessors=1 + run % 5):
-            products(emulated, run) if run % 2 else conversions(emulated, run)
+            products(emulated, run, [TOKENS[run // 2 % 4]]) if run % 2 else conversions(emulated, run)
 
 
 @pytest.mark.parametrize("policy", POLICIES)

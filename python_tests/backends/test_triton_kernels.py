@@ -7,6 +7,7 @@ import torch
 from cases import Case, linear_bound
 
 from mmq_kernels.backends import backend
+from mmq_kernels.backends.triton.backend import interpreted
 from mmq_kernels.backends.triton.configs import KNOWN, TOKEN_TILES, Config, candidates, default_config
 from mmq_kernels.spec import BITS, QuantSpec
 
@@ -20,6 +21,8 @@ CONFIGS = dict.fromkeys(
     for arch in (*KNOWN, "xpu")
     for config in (default_config(arch, tile), *candidates(arch, tile))
 )
+if interpreted():  # which knows neither warps nor stages
+    CONFIGS = {(c.block_m, c.block_n, c.block_k, c.waves): c for c in CONFIGS}.values()
 
 
 def run(case: Case, x, config: Config, activation="none", bias=None, perm=None, input_scale=None) -> torch.Tensor:

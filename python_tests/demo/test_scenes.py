@@ -144,10 +144,11 @@ def test_splits_are_apart_and_unseen_in_training(world: Path) -> None:
     karpathy = json.loads((world / "flickr30k" / "dataset_flickr30k.json").read_text())["images"]
     gallery = {digests[f"flickr30k/flickr30k-images/{i['filename']}"] for i in karpathy if i["split"] == "test"}
     calibration = {digests[f"flickr30k/flickr30k-images/{i['filename']}"] for i in karpathy if i["split"] == "train"}
-    groups = [train, held_out, gallery, calibration]
+    gqa_val = {digest for name, digest in digests.items() if name.startswith("gqa/images/9")}
+    groups = [train, held_out, gallery, calibration, gqa_val]
     assert all(groups)
     assert all(not a & b for i, a in enumerate(groups) for b in groups[i + 1 :])
-    assert 9 * demo_world._WORLD_SEEDS + 4 * demo_world._SPLIT_SEEDS < TRAIN_SEEDS
+    assert 9 * demo_world._WORLD_SEEDS + 5 * demo_world._SPLIT_SEEDS < TRAIN_SEEDS
 
 
 def test_the_gallery_can_be_told_apart(world: Path) -> None:
@@ -164,6 +165,14 @@ def test_the_package_reads_what_it_writes(world: Path) -> None:
     asked = datasets.load("vqa", world / "vqav2")
     assert len(asked) == SMALL.images * SMALL.questions
     assert all(len(sample.answers) == 10 for sample in asked)
+    by_karpathy = datasets.load("caption", world / "coco", "test")
+    assert [(s.image, s.references) for s in by_karpathy] == [(s.image, s.references) for s in captioned]
+    for split, scenes_asked in (("testdev", SMALL.images), ("val", 1)):
+        asked = datasets.load("gqa", world / "gqa", split)
+        assert len({sample.image for sample in asked}) == scenes_asked
+        kinds = {(sample.structural_type, sample.semantic_type) for sample in asked}
+        assert kinds <= set(demo_world._GQA_TYPES.values())
+    assert len(datasets.calibration_samples("gqa", world / "gqa", 8)) == 8
     gallery = datasets.load("retrieval", world / "flickr30k")
     assert len(gallery.images) == SMALL.gallery
     assert len(gallery.captions) == SMALL.gallery * scenes.CAPTIONS

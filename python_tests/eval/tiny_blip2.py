@@ -244,3 +244,28 @@ def write_flickr(folder: Path, images: int = 6, split: str = "test") -> Path:
         for i, name in enumerate(names)
     ]
     return write_json(folder / "annotations" / f"flickr30k_{split}.json", content)
+
+
+def write_gqa(folder: Path, images: int = 4, split: str = "testdev") -> Path:
+    """GQA, three questions of different kinds an image; returns the question file."""
+    kind = "n" if split == "testdev" else split
+    kinds = (("query", "attr"), ("verify", "obj"), ("choose", "rel"))
+    asked = (
+        ("What color is the circle?", "red"),
+        ("Is there a star?", "yes"),
+        ("Is the star left or right?", "left"),
+    )
+    content = {}
+    for i in range(images):
+        write_image(folder / "images" / f"{kind}{i}.jpg", seed=300 + i)
+        for q, ((question, answer), (structural, semantic)) in enumerate(zip(asked, kinds, strict=True)):
+            content[f"{i:03d}{q}"] = {
+                "question": question,
+                "answer": answer,
+                "imageId": f"{kind}{i}",
+                "isBalanced": True,
+                "types": {"structural": structural, "semantic": semantic, "detailed": "any"},
+                "fullAnswer": f"It is {answer}.",
+                "annotations": {"question": {}, "answer": {}},
+            }
+    return write_json(folder / "questions" / f"{split}_balanced_questions.json", content)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 README = Path(__file__).parent.parent.parent / "README.md"
 BEGIN, END = "<!-- families: begin -->", "<!-- families: end -->"
@@ -18,32 +21,43 @@ METHODS = ("rtn", "gptq", "gptq+", "awq")
 sys.path[:0] = [str(README.parent), str(README.parent / "python_tests")]
 
 
-def table() -> str:
-    """The rows, one a family, in markdown."""
+def makers() -> dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]]:
+    """By the table's name of a family: what makes its tiny model, and calls of that."""
     import tiny_families
     import tiny_vlms
 
+    made = {f"blip2 ({kind})": (lambda k=kind: tiny_vlms.make(k), tiny_vlms.batches) for kind in tiny_vlms.KINDS}
+    return made | {name: (tiny.make, lambda model, t=tiny: t.calls()) for name, tiny in tiny_families.TINY.items()}
+
+
+@cache
+def quantized(name: str, method: str) -> tuple[Any, Any]:
+    """A family's model, all of it quantized by a method, and the report."""
+    from mmq_kernels.models import quantize_model
+
+    make, batches = makers()[name]
+    model = make()
+    return model, quantize_model(model, f"all={method}:4:g16", batches(model))
+
+
+def table() -> str:
+    """The rows, one a family, in markdown."""
     lines = ["| family | vision | connector | language | left alone |", "|---|---|---|---|---|"]
-    makers = {f"blip2 ({kind})": (lambda k=kind: tiny_vlms.make(k), tiny_vlms.batches) for kind in tiny_vlms.KINDS}
-    makers |= {name: (tiny.make, lambda model, t=tiny: t.calls()) for name, tiny in tiny_families.TINY.items()}
-    for name, (make, batches) in makers.items():
-        lines.append(f"| {name} | {' | '.join(cells(make, batches))} |")
+    lines += [f"| {name} | {' | '.join(cells(name))} |" for name in makers()]
     return "\n".join(lines)
 
 
-def cells(make, batches) -> list[str]:
+def cells(name: str) -> list[str]:
     """What each method does to each component of one family, and what no recipe reaches without naming it."""
-    from mmq_kernels.models import make_plan, quantize_model
+    from mmq_kernels.models import make_plan
     from mmq_kernels.quantize import Recipe
 
-    plan = make_plan(make(), Recipe.parse("all=rtn:4"))
+    plan = make_plan(makers()[name][0](), Recipe.parse("all=rtn:4"))
     total = Counter(layer.component for layer in plan.layers.values())
     used: dict[str, Counter[str]] = {}
     folded: Counter[str] = Counter()
     for method in METHODS:
-        model = make()
-        report = quantize_model(model, f"all={method}:4:g16", batches(model))
-        done = [row for row in report.layers if row.used == method]
+        done = [row for row in quantized(name, method)[1].layers if row.used == method]
         used[method] = Counter(str(plan.layers[row.name].component) for row in done)
         folded += Counter(str(plan.layers[row.name].component) for row in done if row.folded_into)
     found = []

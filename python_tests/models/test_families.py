@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import family_table
 import pytest
 import tiny_families
 import torch
@@ -10,11 +11,12 @@ from tiny_families import TINY, logits
 from torch import nn
 
 import mmq_kernels
-from mmq_kernels.models import component_prefixes, family_of, make_plan, quantize_model
+from mmq_kernels.models import component_prefixes, family_of, make_plan
 from mmq_kernels.models.families import FAMILIES, blocks_of, component_of, discover, layer_kind
 from mmq_kernels.models.plan import list_layers
 from mmq_kernels.quantize import Recipe
 
+NEWEST = transformers.__version__ >= "5"
 COMPONENTS = {
     **{name: {"vision", "connector", "language"} for name in TINY},
     "llama": {"language"},
@@ -74,15 +76,14 @@ def test_the_table_has_every_family() -> None:
     assert listed <= stated
 
 
-@pytest.mark.parametrize("method", ["rtn", "gptq", "awq"])
+@pytest.mark.parametrize("method", family_table.METHODS if NEWEST else ["rtn", "gptq", "awq"])
 @pytest.mark.parametrize("name", TINY)
 def test_quantized_saved_loaded_and_run(name, method, tmp_path) -> None:
     tiny = TINY[name]
-    model = tiny.make()
     call = tiny.calls(1)[0]
+    model, report = family_table.quantized(name, method)
     with torch.no_grad():
-        exact = logits(model(**call))
-        report = quantize_model(model, f"all={method}:4:g16", tiny.calls())
+        exact = logits(tiny.make()(**call))
         quantized = logits(model(**call))
         mmq_kernels.save(model, tmp_path / "quantized")
         loaded = logits(mmq_kernels.load(tmp_path / "quantized")(**call))
@@ -90,6 +91,13 @@ def test_quantized_saved_loaded_and_run(name, method, tmp_path) -> None:
     assert all(layer.used == method for layer in report.layers)
     assert 0 < (quantized - exact).norm() < 0.6 * exact.norm()
     torch.testing.assert_close(loaded, quantized)
+
+
+@pytest.mark.skipif(not NEWEST, reason="modules have other names under transformers 4")
+def test_the_table_in_readme_is_what_the_families_do() -> None:
+    made = family_table.table()
+    assert made == family_table.in_readme(), "python python_tests/models/family_table.py writes it"
+    assert made.count("\n") > 20
 
 
 def test_a_base_model_without_its_head_is_the_same_family() -> None:

@@ -5,7 +5,8 @@ import torch
 
 from mmq_kernels.backends.blocks import grid_blocks
 from mmq_kernels.quantize import GptqSettings, Hessian, QuantizationError, gptq, quantize_weight
-from mmq_kernels.quantize.gptq import factorize, gptq_together, weighted_error
+from mmq_kernels.quantize.gptq import factorize, gptq_side_by_side, weighted_error
+from mmq_kernels.quantize.together import gptq_together, pays
 from mmq_kernels.spec import QuantSpec
 
 SETTINGS = GptqSettings()
@@ -196,7 +197,7 @@ def test_layers_of_one_input_come_out_as_each_alone(settings) -> None:
     factor, spec = factorize(hessian_of(correlated(500, 160)), settings, "layer"), QuantSpec(3, 64)
     weights = [torch.randn(n, 160) * size for n, size in ((24, 1.0), (8, 1e-7), (17, 3.0), (1, 1.0))]
     weights.insert(1, torch.randn(5, 160).bfloat16())
-    together = gptq_together(weights, factor, spec, settings)
+    (together,) = gptq_together([(weights, lambda: factor)], spec, settings)
     assert [found.scale.dtype for found in together] == [
         torch.float16,
         torch.bfloat16,
@@ -208,3 +209,50 @@ def test_layers_of_one_input_come_out_as_each_alone(settings) -> None:
         alone = gptq(weight, factor, spec, settings)
         assert (found.codes == alone.codes).float().mean() > 0.99  # a product of more rows may round otherwise
         assert (found.scale == alone.scale).float().mean() > 0.99
+
+
+SIDE_BY_SIDE = [
+    (QuantSpec(4, 32), GptqSettings()),
+    (QuantSpec(3, -1, True), GptqSettings(order="activation")),
+    (QuantSpec(2, 200), GptqSettings(grid="search")),
+    (QuantSpec(4, 64), GptqSettings(order="activation", grid="percentile", block_size=48)),
+]
+
+
+@pytest.mark.parametrize(("spec", "settings"), SIDE_BY_SIDE, ids=str)
+def test_layers_of_one_shape_go_side_by_side_to_the_same_codes(spec, settings) -> None:
+    k = 160
+    factors = [factorize(hessian_of(correlated(400, k)), settings, "layer") for _ in range(3)]
+    weights = [torch.randn(21, k) for _ in range(3)]
+    for weight, factor, found in zip(
+        weights, factors, gptq_side_by_side(weights, factors, spec, settings), strict=True
+    ):
+        alone = gptq(weight, factor, spec, settings)
+        assert found.scale.shape == alone.scale.shape and found.scale.dtype == alone.scale.dtype
+        assert (found.codes == alone.codes).float().mean() > 0.98  # batched products may round otherwise
+        assert (found.g_idx is None) == (alone.g_idx is None)
+        assert found.g_idx is None or torch.equal(found.g_idx, alone.g_idx)
+        errors = [weighted_error(weight, one.dequantize(spec), factor.hessian) for one in (found, alone)]
+        assert errors[0] == pytest.approx(errors[1], rel=0.02)
+
+
+def test_what_has_one_shape_is_found_among_the_readings() -> None:
+    """Two inputs with 5 + 7 and 12 rows, one with 6 alone: two passes, and the first of both."""
+    spec, launches = QuantSpec(4, 16), []
+    readings = [([torch.randn(n, 64) for n in rows], hessian_of(correlated(200, 64))) for rows in ((5, 7), (12,), (6,))]
+    factors = [factorize(hessian, SETTINGS, "layer") for _, hessian in readings]
+    work = [(weights, lambda f=factor: f) for (weights, _), factor in zip(readings, factors, strict=True)]
+
+    def watched(device: torch.device, settings: GptqSettings) -> bool:
+        launches.append(device)
+        return True
+
+    apart, together = gptq_together(work, spec), gptq_together(work, spec, side_by_side=watched)
+    assert len(launches) == 1
+    for one, other in zip(apart, together, strict=True):
+        for a, b in zip(one, other, strict=True):
+            assert (a.codes == b.codes).float().mean() > 0.98 and a.scale.shape == b.scale.shape
+    assert not pays(torch.device("cpu"), SETTINGS) and pays(torch.device("cuda"), SETTINGS)
+    assert not pays(torch.device("cuda"), SETTINGS.beyond()) and not pays(
+        torch.device("cuda"), GptqSettings(order="static")
+    )

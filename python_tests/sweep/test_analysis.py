@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import itertools
 import random
 from collections.abc import Callable
@@ -13,6 +15,8 @@ from mmq_kernels.sweep import Result, analyze, fingerprint, keeping, pareto, rea
 
 TABLES = Path(__file__).resolve().parents[3] / "shared" / "data" / "paper"
 BITS = (2, 3, 4, 5, 6, 8, 16)
+MEASURES = {"forest", "permutation", "shap", "shapley", "variance"}
+REAL_FIND = importlib.util.find_spec
 
 
 def grid(score: Callable[..., float], **changes: object) -> list[Result]:
@@ -36,14 +40,23 @@ def grid(score: Callable[..., float], **changes: object) -> list[Result]:
 def test_shares_of_a_sum_are_those_of_its_terms() -> None:
     """Of a sum of independent parts the variance shares are exact; forest and permutation must come close."""
     found = analyze(grid(lambda vision, connector, language: 3 * (vision > 3) + 1 * (language > 3)), "accuracy")
-    for shares in found.importance.values():
-        assert shares["vision"] == pytest.approx(0.9, abs=0.05)
-        assert shares["language"] == pytest.approx(0.1, abs=0.05)
+    assert found.importance.keys() == MEASURES and not found.left_out
+    for measure, shares in found.importance.items():
+        # Contributions are measured by their size, variances by its square: 3 to 1 is 9 to 1.
+        vision = 0.75 if measure in ("shap", "shapley") else 0.9
+        assert shares["vision"] == pytest.approx(vision, abs=0.05), measure
+        assert shares["language"] == pytest.approx(1 - vision, abs=0.05), measure
         assert shares["connector"] == pytest.approx(0, abs=0.02)
         assert sum(shares.values()) == pytest.approx(1)
     assert found.importance["variance"]["vision"] == pytest.approx(0.9)
     assert found.interactions == pytest.approx(0, abs=1e-9)
-    assert found.r2 > 0.97
+    assert found.full and found.decomposition["vision"] == pytest.approx(0.9)
+    assert found.decomposition["vision x language"] == pytest.approx(0, abs=1e-9)
+    assert found.importance["shapley"]["vision"] == pytest.approx(0.75)
+    for part, share in found.consensus.items():
+        used = [found.importance[measure][part] for measure in ("forest", "permutation", "shap")]
+        assert share == pytest.approx(sum(used) / 3)
+    assert found.unanimous and found.r2 > 0.97
     assert all(value == pytest.approx(1) for value in found.agreement.values())
 
 
@@ -57,11 +70,16 @@ def test_what_only_works_together_is_an_interaction() -> None:
     ]
     found = analyze(results, "accuracy")
     assert found.interactions == pytest.approx(1)
+    assert found.decomposition["vision x language"] == pytest.approx(1)
+    surface = found.surfaces[0]
+    assert {surface.rows, surface.columns} == {"vision", "language"}
+    assert surface.row_levels == surface.column_levels == [2, 3, 4, 5, 6, 8]
+    assert surface.values[0][:3] == [1, -1, 1] and surface.values[1][:3] == [-1, 1, -1]
     assert found.importance["forest"]["connector"] < 0.2
 
 
 def test_the_same_seed_gives_the_same_numbers() -> None:
-    results = grid(lambda vision, connector, language: vision * language + connector)
+    results = grid(lambda vision, connector, language: vision * language + connector)[::4]
     assert analyze(results, "accuracy") == analyze(list(results), "accuracy")
 
 
@@ -77,6 +95,34 @@ def test_curves_of_one_part_alone_and_what_keeps_the_score() -> None:
     assert found.keeps[0.99] is not None and found.keeps[0.99].factors == expected
     assert [point.value for point in found.front] == sorted({point.value for point in found.front})
     assert found.front[-1].factors == expected and found.front[-1].cost == 4.5
+
+
+def test_without_shap_it_is_left_out_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *_: None if name == "shap" else REAL_FIND(name))
+    found = analyze(grid(lambda vision, connector, language: vision + 3 * language), "accuracy")
+    assert found.importance.keys() == MEASURES - {"shap"}
+    assert "package shap is not installed" in found.left_out["shap"]
+    assert found.consensus["language"] == pytest.approx(
+        sum(found.importance[measure]["language"] for measure in ("forest", "permutation", "shapley")) / 3
+    )
+
+
+def test_fronts_of_every_cost_and_a_metric_that_is_to_be_low() -> None:
+    results = grid(
+        lambda vision, connector, language: 2 / min(vision, 4) + 1 / min(language, 6), latency=0.5, bytes=None
+    )
+    low = [dataclasses.replace(each, metrics={"nll": each.metrics["accuracy"]}) for each in results]
+    found = analyze(low, "nll")
+    assert set(found.fronts) == {"bpw", "latency"} and found.cost == "bpw"
+    assert len(found.fronts["latency"]) == 1 and found.fronts["latency"][0].value == min(
+        each.metrics["nll"] for each in low
+    )
+    assert [point.value for point in found.front] == sorted((point.value for point in found.front), reverse=True)
+    assert found.whole == pytest.approx(2 / 4 + 1 / 6)
+    kept = found.keeps[0.9]
+    assert kept is not None and kept.value <= found.whole / 0.9
+    cheaper = [each for each in low if each.bpw is not None and each.bpw < kept.cost]
+    assert all(each.metrics["nll"] > found.whole / 0.9 for each in cheaper)
 
 
 def test_no_cost_no_front() -> None:
@@ -147,5 +193,6 @@ def test_the_importance_that_the_study_found(method: str, shares: tuple[float, .
     forest = found.importance["forest"]
     for part, share in zip(("vision", "connector", "language"), shares, strict=True):
         assert forest[part] == pytest.approx(share, abs=0.05)
+        assert found.consensus[part] == pytest.approx(share, abs=0.02)
     assert found.r2 > 0.9
     assert found.keeps[0.9] is not None and 3.5 < found.keeps[0.9].cost < 5

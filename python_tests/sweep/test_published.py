@@ -34,6 +34,8 @@ def test_bits_of_components(write: Callable[[str, str], Path]) -> None:
     assert first.metrics == {"meteor": 0.14, "cider": 0.38}
     assert (first.model, first.task, first.method) == ("Salesforce/blip2-opt-2.7b", "caption", "awq")
     assert first.bytes == 18244540672 // 8
+    assert first.recipe == "vision=awq:2:g128:asym connector=awq:2:g128:asym language=awq:3:g128:asym"
+    assert second.recipe == "connector=awq:4:g128:asym language=awq:4:g128:asym"
     quantized = 2 * 984_023_040 + 2 * 104_988_672 + 3 * 2_516_582_400
     left = 3_744_761_856 - 984_023_040 - 104_988_672 - 2_516_582_400
     assert first.bpw == pytest.approx((quantized + 16 * left) / 3_744_761_856)

@@ -33,6 +33,7 @@ def made(index: int, **changes: object) -> Result:
         "seconds": 3.5,
         "seed": index,
         "versions": {"torch": "2.13"},
+        "settings": {"gptq": {"damping": 0.01}},
     }
     return Result(**(values | changes))  # type: ignore[arg-type]
 
@@ -96,7 +97,7 @@ def test_another_version_is_named(tmp_path: Path) -> None:
         store.add([made(1)])
     with sqlite3.connect(path) as raw:
         raw.execute("pragma user_version = 7")
-    with pytest.raises(StoreError, match=r"results.db is a results database of version 7; this package has 2"):
+    with pytest.raises(StoreError, match=r"results.db is a results database of version 7; this package has 3"):
         Store(path)
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from mmq_kernels import __version__
 from mmq_kernels.checkpoint import check_target, quantize_checkpoint
 from mmq_kernels.eval.calibration import CalibrationSource
 from mmq_kernels.eval.result import versions
@@ -26,14 +25,17 @@ from mmq_kernels.spec import PER_CHANNEL
 from mmq_kernels.sweep.allocation.budget import Budget, BudgetError
 from mmq_kernels.sweep.allocation.costs import Costs, TimeCosts, WeightCosts
 from mmq_kernels.sweep.allocation.finals import Final, finals, winner
-from mmq_kernels.sweep.allocation.latency import Latency, Timer
+from mmq_kernels.sweep.allocation.latency import Latency, Timer, check_tokens
 from mmq_kernels.sweep.allocation.measurements import Measurements
 from mmq_kernels.sweep.allocation.output import Output
-from mmq_kernels.sweep.allocation.scoring import Scorer, task_data
+from mmq_kernels.sweep.allocation.scoring import Probe, Scorer, task_data
 from mmq_kernels.sweep.allocation.search import Candidate, Measured, Search, error_models, run
 from mmq_kernels.sweep.allocation.sensitivity import Table, measure_alone
 from mmq_kernels.sweep.allocation.subject import Subject
 from mmq_kernels.sweep.allocation.units import choices_of, grouped, named, recipe_of, units_of
+from mmq_kernels.sweep.identity import code_version, model_digest
+
+GROUPS = (32, 64, PER_CHANNEL)
 
 Progress = Callable[[int, int, str], None]
 
@@ -45,14 +47,14 @@ class AllocationOptions:
     Attributes:
         method: of all layers that are quantized: uniform, rtn, gptq, gptq+ or awq.
         bits: widths to choose from; 16 leaves a unit alone.
-        groups: group sizes to choose from, -1 for a whole row.
+        groups: group sizes to choose from, -1 for a whole row; None for 32, 64 and -1 (uniform: -1).
         symmetric: of all layers.
         per: what gets a width of its own: component, block, or kind (attention and MLP of a block).
         components: that bits are allocated to, the others being left alone; all where none is named.
         settings: of GPTQ.
-        loss_bits: widths at which the loss of each unit alone is measured; at others it is inferred.
+        probe_bits: widths at which each unit alone is measured on the whole model; at others that is inferred.
         probe: samples for that.
-        selection: samples that whole models are scored on; None for all that are left, at most 512.
+        selection: samples that whole models are scored on; None for all that are left, at most 1024.
         evaluations: models that are quantized and scored beside the uniform ones.
         tokens: of a budget in milliseconds; see `latency`.
         dtype: fp32, fp16 or bf16, of what is left alone; None as stored.
@@ -62,13 +64,13 @@ class AllocationOptions:
 
     method: str = "gptq"
     bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8, 16)
-    groups: tuple[int, ...] = (64,)
+    groups: tuple[int, ...] | None = None
     symmetric: bool = False
     per: str = "block"
     components: tuple[str, ...] = ()
     settings: GptqSettings = field(default_factory=GptqSettings)
-    loss_bits: tuple[int, ...] = (2, 3)
-    probe: int = 96
+    probe_bits: tuple[int, ...] = (2, 3, 4)
+    probe: int = 128
     selection: int | None = None
     evaluations: int = 24
     tokens: int | None = None
@@ -79,11 +81,16 @@ class AllocationOptions:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
+        if self.groups is None:
+            object.__setattr__(self, "groups", (PER_CHANNEL,) if self.method == "uniform" else GROUPS)
+        assert self.groups is not None
         if self.method == "uniform" and set(self.groups) != {PER_CHANNEL}:
             raise ValueError(f"group of method uniform must be -1 (one scale a tensor), got {list(self.groups)}")
         for name in ("probe", "evaluations", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.tokens is not None and self.tokens < 1:
+            raise ValueError(f"tokens must be at least 1, got {self.tokens}")
         choices_of(self.bits, self.groups, self.symmetric)
 
 
@@ -165,23 +172,25 @@ class _Allocator:
         measurements: str | Path | None,
     ) -> None:
         self.subject, self.budget, self.options, self.timer = subject, budget, options, timer
-        self.choices = choices_of(options.bits, options.groups, options.symmetric)
+        self.choices = choices_of(options.bits, options.groups or (), options.symmetric)
         processor, model = subject.processor(), subject.load()
         self.model: Any = model
         self.units = units_of(model, options.per, options.components)
         self.groups = grouped(self.units, options.per)
         self.costs: Costs
-        if budget.kind != "ms":
+        if budget.kind == "ms":
+            check_tokens(options.tokens, self.units)
+        else:
             self.costs = WeightCosts(subject, model, self.units, self.choices, budget)
             self.costs.expect(model, options.method, options.settings, self.groups)
         self.data = task_data(
             task, data, processor, calibration=calibration, count=options.selection, seed=options.seed
         )
         self.batches = calibration.batches(model, processor)
-        self.probe = Scorer(model, self.data.first(options.probe), options.batch_size)
+        self.probe = Probe(model, self.data.first(options.probe))
         self.scorer = Scorer(model, self.data, options.batch_size)
         about = {
-            "model": subject.identity(),
+            "model": model_digest(subject.folder),
             "device": str(subject.device),
             "dtype": str(subject.dtype),
             "method": options.method,
@@ -189,7 +198,8 @@ class _Allocator:
             "calibration": calibration.fingerprint(),
             "task": task,
             "probe": self.probe.data.names(),
-            "versions": {"mmq_kernels": __version__, "torch": torch.__version__},
+            "code": code_version(),
+            "torch": torch.__version__,
         }
         self.calibration_samples = sum(each.samples for each in calibration.data)
         self.selection = {"samples": self.data.names()}
@@ -200,10 +210,6 @@ class _Allocator:
         """All stages."""
         options, names = self.options, [named(choice) for choice in self.choices]
         table = self._alone(progress)
-        probe_loss = self.kept.once(lambda: self.probe.loss(self.model), measured="float model, probe")
-        float_loss = self.kept.once(
-            lambda: self.scorer.loss(self.model), measured="float model", selection=self.selection
-        )
         if self.budget.kind == "ms":
             assert self.timer is not None
             latency = Latency(self.model, self.units, self.data.first(1).batches(self.model)[0],
@@ -212,7 +218,7 @@ class _Allocator:
         self.model = None  # candidates are loaded one at a time
         costs = self.costs.table(table)
         self.costs.check(costs, self.groups)
-        search = Search(error_models(table, probe_loss), costs, self.costs.limit, self.groups, float_loss)
+        search = Search(error_models(table), costs, self.costs.limit, self.groups, self.scorer.float_loss)
         run(
             search,
             lambda candidate, predicted: self._score(search, candidate, predicted),
@@ -227,7 +233,7 @@ class _Allocator:
                 f"budget {self.budget}: none of {len(search.measured)} quantized models turned out within it"
             )
         best = finals(inside, self.scorer, self._quantized, self.kept, self.selection, self.data.task)
-        return self._told(search, winner(best, self.data.task), best, table, probe_loss)
+        return self._told(search, winner(best, self.data.task), best, table)
 
     def _alone(self, progress: Progress | None) -> Table:
         return measure_alone(
@@ -237,8 +243,8 @@ class _Allocator:
             self.batches,
             method=self.options.method,
             settings=self.options.settings,
-            loss=self.probe.loss,
-            with_loss=[choice for choice in self.choices if choice and choice.bits in self.options.loss_bits],
+            deviation=self.probe.deviation,
+            at=[choice for choice in self.choices if choice and choice.bits in self.options.probe_bits],
             kept=self.kept,
             progress=progress,
         )
@@ -251,7 +257,7 @@ class _Allocator:
         quantize_model(model, self._recipe(candidate), self.batches, settings=self.options.settings)
         return model
 
-    def _score(self, search: Search, candidate: Candidate, predicted: float) -> Measured:
+    def _score(self, search: Search, candidate: Candidate, predicted: float | None) -> Measured:
         """Quantizes, weighs and scores a candidate; one that is heavier than its parts lowers the search's limit."""
 
         def measure() -> dict[str, Any]:
@@ -269,7 +275,7 @@ class _Allocator:
 
     # --- telling ------------------------------------------------------------------------------------------------------
 
-    def _told(self, search: Search, best: Final, final: list[Final], table: Table, probe_loss: float) -> dict[str, Any]:
+    def _told(self, search: Search, best: Final, final: list[Final], table: Table) -> dict[str, Any]:
         chosen, options = best.measured, self.options
         uniform = min(
             (one for one in search.measured if one.candidate.uniform and one.inside),
@@ -301,18 +307,15 @@ class _Allocator:
                 self._told_model(one) | metrics.get(one.chosen, {})
                 for one in sorted(search.measured, key=lambda one: one.loss)
             ],
-            "sensitivities": {
-                "float_loss": probe_loss,
-                "units": [
-                    {
-                        "unit": unit.name,
-                        "component": unit.component,
-                        "weights": unit.weights,
-                        "choices": {name: one.to_json() for name, one in zip(names, row, strict=True) if one},
-                    }
-                    for unit, row in zip(self.units, table, strict=True)
-                ],
-            },
+            "sensitivities": [
+                {
+                    "unit": unit.name,
+                    "component": unit.component,
+                    "weights": unit.weights,
+                    "choices": {name: one.to_json() for name, one in zip(names, row, strict=True) if one},
+                }
+                for unit, row in zip(self.units, table, strict=True)
+            ],
             "additivity": search.additivity(),
             "measured_now": self.kept.fresh,
             "versions": versions(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -141,13 +142,13 @@ class WeightCosts:
 
 
 class TimeCosts:
-    """Milliseconds on this machine; see `latency`."""
+    """Milliseconds on this machine, rounded up to microseconds; see `latency`."""
 
     name = "time"
 
     def __init__(self, latency: Latency, units: Sequence[Unit], choices: Sequence[Choice], budget: Budget) -> None:
         self._latency, self._budget = latency, budget
-        self._rows = [[latency.unit(unit, choice) for choice in choices] for unit in units]
+        self._rows = [[math.ceil(latency.unit(unit, choice) * 1e3) / 1e3 for choice in choices] for unit in units]
         self.limit = budget.value - latency.rest
         self._smallest: float | None = None
 

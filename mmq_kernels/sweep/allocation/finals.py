@@ -11,7 +11,7 @@ from mmq_kernels.sweep.allocation.measurements import Measurements
 from mmq_kernels.sweep.allocation.scoring import METRICS, Scorer
 from mmq_kernels.sweep.allocation.search import Candidate, Measured
 
-FINALISTS = 4
+FINALISTS = 3
 """Mixed models, and uniform ones, that get so far."""
 
 _KEPT = ("id", "image", "kind", "accuracy", "cider", "nll", "nll_tokens")

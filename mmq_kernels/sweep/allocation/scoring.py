@@ -1,12 +1,18 @@
-"""How bad a model is at a task: the loss that sensitivities and the shortlist are measured by, and the task's metric.
+"""How bad a model is at a task: how far single units move its outputs, the loss of the shortlist, the task's metrics.
 
-Samples come from the training split, from images that calibration does not show. The loss is the teacher-forced NLL
-of the references where `mmq_kernels.eval` has one for model and task, and else how far the outputs have moved from the
-float model's (`divergence`).
+Samples come from the training split, from images that calibration does not show. Where `mmq_kernels.eval` has one for
+model and task, the loss is the teacher-forced NLL of the references,
+
+    loss = sum_i w_i nll_i / sum_i w_i tokens_i,   w_i = exp(-nll_i of the float model / tokens_i):
+
+a sample counts by how likely the float model finds its reference. On those that it gets wrong, quantization changes
+the NLL by much and in either direction: a handful of them would decide. Elsewhere (retrieval, models that evaluation
+does not know) the loss is how far the outputs have moved from the float model's (`divergence`).
 """
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +33,8 @@ from mmq_kernels.eval import (
     prepare,
 )
 from mmq_kernels.eval.calibration import CalibrationData, CalibrationSource
+from mmq_kernels.eval.datasets import evaluated_images, image_key, read_split
+from mmq_kernels.eval.images import require_images
 from mmq_kernels.eval.prepared import Prepared
 
 METRICS = {
@@ -41,7 +49,13 @@ SPLIT = "train"
 TOP_K = 4
 """Candidates of retrieval that are re-ranked."""
 
-MOST = 512
+LEAST_KNOWN = 1e-6
+"""Weight of a sample at least."""
+
+LIKELIEST = 8
+"""Tokens at each position whose logits count in a deviation."""
+
+MOST = 1024
 """Samples that the shortlist is scored on where nobody says how many."""
 
 
@@ -112,28 +126,24 @@ def task_data(
     """
     if count is not None and count < 1:
         raise ValueError(f"selection must be at least 1, got {count}")
-    base = prepare(task, folder, processor, split=SPLIT, seed=seed)
-    everything: list[Any] = (
-        _by_image(base.samples) if isinstance(base.samples, RetrievalGallery) else list(base.samples)
-    )
-    drawn = [sample for source in calibration.data for sample in source.drawn()] if calibration else []
-    shown = {sample.image.resolve() for sample in drawn}
-    left = [sample for sample in everything if sample.image.resolve() not in shown]
+    base = prepare(task, folder, processor, split=SPLIT, limit=1, seed=seed)
+    everything = read_split(task, folder, SPLIT)
+    evaluated = evaluated_images(task, Path(folder))
+    shown = {image.resolve() for image in calibration.images()} if calibration else set()
+    left = [
+        sample
+        for sample in everything
+        if image_key(task, sample) not in evaluated and sample.image.resolve() not in shown
+    ]
     if len(left) < (count or 1):
         raise DataError(
-            f"selection needs {count or 1} samples of the {SPLIT} split on images that calibration does not show, "
-            f"{folder} has {len(left)} of {len(everything)}; take fewer calibration samples, or fewer of these"
+            f"selection needs {count or 1} samples of the {SPLIT} split on images that neither calibration nor "
+            f"evaluation shows, {folder} has {len(left)} of {len(everything)}; take fewer of these, or of calibration"
         )
     random.Random(f"selection {seed}").shuffle(left)
-    return TaskData(base, tuple(left[: count or MOST]))
-
-
-def _by_image(gallery: RetrievalGallery) -> list[CaptionSample]:
-    texts: list[list[str]] = [[] for _ in gallery.images]
-    for text, image in zip(gallery.captions, gallery.image_of, strict=True):
-        texts[image].append(text)
-    named = zip(gallery.image_ids, gallery.images, texts, strict=True)
-    return [CaptionSample(name, image, tuple(own)) for name, image, own in named]
+    chosen = left[: count or MOST]
+    require_images(chosen)
+    return TaskData(base, tuple(chosen))
 
 
 class Scorer:
@@ -145,7 +155,8 @@ class Scorer:
         batch_size: samples a forward pass.
 
     Attributes:
-        loss_name: "nll" (nats a reference token), or "divergence" where evaluation has no such thing.
+        loss_name: "nll" (nats a reference token, weighted), or "divergence" where evaluation has no such thing.
+        float_loss: of the float model.
         why_not: why `mmq_kernels.eval` cannot do the task with this model; "" where it can.
 
     Raises:
@@ -162,8 +173,14 @@ class Scorer:
         except ModelMismatch as error:
             nll, self.why_not = False, str(error)
         self.loss_name = "nll" if nll else "divergence"
-        if not nll:
+        self._known: dict[Any, float] = {}
+        if nll:
+            known = {row["id"]: math.exp(-row["nll"] / row["nll_tokens"]) for row in self._records(model)}
+            self._known = {key: max(value, LEAST_KNOWN) for key, value in known.items()}
+            self.float_loss = self.loss(model)
+        else:
             model.eval()
+            self.float_loss = 0.0
             self._batches = data.batches(model)
             self._expected = [output_of(model, batch).cpu() for batch in self._batches]
 
@@ -173,9 +190,8 @@ class Scorer:
     def loss(self, model: Any) -> float:
         """Of a model, quantized or not; less is better."""
         if self.loss_name == "nll":
-            value = evaluate_prepared(model, self._prepared, options=self._options(generate=False)).metrics["nll"]
-            assert value is not None
-            return value
+            rows = [(self._known[row["id"]], row["nll"], row["nll_tokens"]) for row in self._records(model)]
+            return sum(known * nll for known, nll, _ in rows) / sum(known * tokens for known, _, tokens in rows)
         model.eval()
         lost = weight = 0.0
         for batch, expected in zip(self._batches, self._expected, strict=True):
@@ -183,9 +199,77 @@ class Scorer:
             lost, weight = lost + own[0], weight + own[1]
         return lost / weight
 
+    def _records(self, model: Any) -> list[dict[str, Any]]:
+        return evaluate_prepared(model, self._prepared, options=self._options(generate=False)).records
+
     def evaluate(self, model: Any) -> EvalResult:
         """The task's metrics, where evaluation can do it."""
         return evaluate_prepared(model, self._prepared, options=self._options(generate=True))
+
+
+class Probe:
+    """How far a model's outputs are from the float model's, on samples: what single units are measured by.
+
+    Of logits over tokens, those of the `LIKELIEST` tokens of the float model count, their mean taken off, at every
+    position by the float model's probability of the token that follows; of anything else all values:
+
+        deviation = sum ||ours - float||^2 / sum ||float||^2.
+
+    Deviations of units add up as far as their errors are independent, also where losses do not: a loss is what is
+    left of them by saturation, and on few samples it is mostly that of the hardest.
+
+    Args:
+        model: the float model.
+        data: samples of the task.
+
+    Raises:
+        ModelMismatch: see `output_of`.
+    """
+
+    def __init__(self, model: Any, data: TaskData) -> None:
+        self.data = data
+        model.eval()
+        self._batches = data.batches(model)
+        self._expected: list[tuple[Tensor | None, Tensor | None, Tensor, Tensor | None]] = []
+        for batch in self._batches:
+            output = output_of(model, batch)
+            known = _known(output, batch)
+            if known is None:
+                self._expected.append((None, None, (output - output.mean()).cpu(), output.mean().cpu()))
+            else:
+                values, tokens = output[:, :-1].topk(min(LIKELIEST, output.shape[-1]))
+                self._expected.append((known.cpu(), tokens.cpu(), _centred(values).cpu(), None))
+
+    def deviation(self, model: Any) -> float:
+        """Of a model, quantized or not; 0 for the float model."""
+        model.eval()
+        lost = whole = 0.0
+        for batch, (known, tokens, expected, mean) in zip(self._batches, self._expected, strict=True):
+            output = output_of(model, batch)
+            expected = expected.to(output.device)
+            if known is None or tokens is None:
+                assert mean is not None
+                ours, weight = output - mean.to(output.device), torch.ones((), device=output.device)
+            else:
+                ours = _centred(output[:, :-1].gather(-1, tokens.to(output.device)))
+                weight = known.to(output.device).unsqueeze(-1)
+            lost += float((weight * (ours - expected).square()).sum(dtype=torch.float64))
+            whole += float((weight * expected.square()).sum(dtype=torch.float64))
+        return lost / whole if whole > 0 else 0.0
+
+
+def _centred(values: Tensor) -> Tensor:
+    return values - values.mean(-1, keepdim=True)
+
+
+def _known(logits: Tensor, batch: dict[str, Any]) -> Tensor | None:
+    """Probability ``[batch, tokens - 1]`` of the token that follows, 0 on padding; None for what is no logits."""
+    ids, mask = batch.get("input_ids"), batch.get("attention_mask")
+    if not isinstance(ids, Tensor) or logits.dim() != 3 or ids.shape != logits.shape[:2]:
+        return None
+    following = ids[:, 1:, None].to(logits.device)
+    known = logits[:, :-1].log_softmax(-1).gather(-1, following).squeeze(-1).exp()
+    return known * (mask[:, 1:] * mask[:, :-1]).to(known) if isinstance(mask, Tensor) else known
 
 
 @torch.inference_mode()
@@ -214,15 +298,12 @@ def divergence(ours: Tensor, theirs: Tensor, batch: dict[str, Any]) -> tuple[flo
         ours, theirs: ``[batch, tokens, vocabulary]``, or of any other shape.
         batch: with ``input_ids`` and perhaps ``attention_mask`` ``[batch, tokens]``.
     """
-    ids, mask = batch.get("input_ids"), batch.get("attention_mask")
     theirs = theirs.to(ours.device)
-    if not isinstance(ids, Tensor) or theirs.dim() != 3 or ids.shape != theirs.shape[:2]:
+    known = _known(theirs, batch)
+    if known is None:
         variance = float((theirs - theirs.mean()).square().sum(dtype=torch.float64))
         return float((ours - theirs).square().sum(dtype=torch.float64)) / (variance or 1.0), 1.0
     ours, theirs = ours[:, :-1].log_softmax(-1), theirs[:, :-1].log_softmax(-1)
-    known = theirs.gather(-1, ids[:, 1:, None].to(ours.device)).squeeze(-1).exp()
-    if isinstance(mask, Tensor):
-        known = known * (mask[:, 1:] * mask[:, :-1]).to(known)
     apart = (theirs.exp() * (theirs - ours)).sum(-1)
     return float((known * apart).sum(dtype=torch.float64)), float(known.sum(dtype=torch.float64))
 

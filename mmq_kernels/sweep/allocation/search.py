@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy.optimize import lsq_linear
 from scipy.stats import spearmanr
 
-from mmq_kernels.sweep.allocation.sensitivity import Table
+from mmq_kernels.sweep.allocation.sensitivity import Sensitivity, Table
 from mmq_kernels.sweep.allocation.solver import SLACK, Allocation, best, total
 
 Errors = npt.NDArray[np.float64]
@@ -26,6 +26,12 @@ Errors = npt.NDArray[np.float64]
 EXPONENTS = (0.5, 1.0, 2.0)
 """Of the errors in the sum: a small one keeps any unit from being given up, a large one looks at the worst."""
 
+MEASURED = "model"
+"""The error model that corrections start from."""
+
+MOST_EXPONENT = 4.0
+"""Of losses as powers of sums; and one over it the least."""
+
 APART = 2
 """Units in which proposals of one error model differ."""
 
@@ -33,6 +39,12 @@ _RIDGE = 0.1
 """How strongly corrections are drawn to the one that fits all units alike, against relative errors of the sums."""
 
 _TINY = 1e-12
+
+_FLOOR = 1e-3
+"""Share of the largest loss below which losses are not told apart in corrections."""
+
+_SPREAD = 0.1
+"""Of logarithms of sums, from which on an exponent can be fitted."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +67,13 @@ class Measured:
     """A candidate that was quantized and scored.
 
     Attributes:
-        predicted: loss by the sum of the units' shares, as known when it was proposed.
+        predicted: loss by the sum of the units' shares, as known when it was proposed; None at first.
         loss: of the whole quantized model.
         cost: in the budget's unit, of the whole quantized model; "inside" says whether it is within the budget.
     """
 
     candidate: Candidate
-    predicted: float
+    predicted: float | None
     loss: float
     cost: float
     inside: bool
@@ -72,43 +84,42 @@ class Measured:
         return self.candidate.chosen
 
 
-def error_models(table: Table, float_loss: float) -> dict[str, Errors]:
-    """What each choice of each unit adds to the loss, by different readings of the same measurements.
+def error_models(table: Table) -> dict[str, Errors]:
+    """What each choice of each unit adds to the deviation of the model's output, by different readings.
 
-    - "loss": as measured where it was measured. Elsewhere the block's output error times the loss that a unit of
-      output error costs at the measured choice with the nearest output error.
-    - "output": output error times one factor a unit, fitted to all its measured losses: steadier where small losses
-      drown in noise.
+    - "model": as measured on the whole model. Elsewhere the block's output error times what a unit of output error
+      makes of the model's output at the measured choice with the nearest output error.
+    - "block": output error times one factor a unit, fitted to all its measurements on the whole model.
     - "even": output error times one factor for all units: trusts the blocks' own errors alone.
     """
-    slopes = [_slope(row, float_loss) for row in table]
+    slopes = [_slope(row) for row in table]
     even = float(np.median([slope for slope in slopes if slope > 0] or [1.0]))
-    models = {"loss": [], "output": [], "even": []}  # type: dict[str, list[list[float]]]
+    models: dict[str, list[list[float]]] = {"model": [], "block": [], "even": []}
     for row, slope in zip(table, slopes, strict=True):
         outputs = [0.0 if one is None else one.output_error for one in row]
-        models["output"].append([(slope or even * 1e-3) * error for error in outputs])
-        models["even"].append([even * error for error in outputs])
         points = [
-            (one.output_error, max(one.loss - float_loss, 0.0) / one.output_error)
+            (one.output_error, one.deviation / one.output_error)
             for one in row
-            if one is not None and one.loss is not None and one.output_error > 0
+            if one is not None and one.deviation is not None and one.output_error > 0
         ]
-        models["loss"].append([error * _nearest(points, error, slope or even * 1e-3) for error in outputs])
-    return {name: np.maximum(np.asarray(rows), 0.0) for name, rows in models.items()}
+        models["model"].append([error * _nearest(points, error, slope or even) for error in outputs])
+        models["block"].append([error * (slope or even) for error in outputs])
+        models["even"].append([error * even for error in outputs])
+    return {name: np.asarray(rows) for name, rows in models.items()}
 
 
-def _slope(row: Sequence[Any], float_loss: float) -> float:
-    """Loss a unit of output error, over all choices whose loss was measured; 0 where none lost anything."""
-    known = [one for one in row if one is not None and one.loss is not None]
-    outputs = sum(one.output_error for one in known)
-    return max(sum(one.loss - float_loss for one in known), 0.0) / outputs if outputs > 0 else 0.0
+def _slope(row: Sequence[Sensitivity | None]) -> float:
+    """Deviation of the model a unit of output error, over all choices measured so; 0 where none was."""
+    known = [(one.output_error, one.deviation) for one in row if one is not None and one.deviation is not None]
+    outputs = sum(output for output, _ in known)
+    return sum(deviation for _, deviation in known) / outputs if outputs > 0 else 0.0
 
 
 def _nearest(points: Sequence[tuple[float, float]], error: float, otherwise: float) -> float:
-    """The slope at the point whose output error is nearest, by ratio; one that is 0 (noise) gives way to the unit's."""
+    """The factor at the point whose output error is nearest, by ratio."""
     if not points or error <= 0:
         return otherwise
-    return min(points, key=lambda point: abs(np.log(point[0] / error)))[1] or otherwise
+    return min(points, key=lambda point: abs(np.log(point[0] / error)))[1]
 
 
 @dataclass
@@ -121,7 +132,6 @@ class Search:
         limit: of their sum.
         groups: indices of units that have to agree; see `units.grouped`.
         float_loss: of the float model.
-        seconds: the solver may take for one proposal.
     """
 
     errors: Mapping[str, Errors]
@@ -129,18 +139,20 @@ class Search:
     limit: float
     groups: Sequence[Sequence[int]]
     float_loss: float
-    seconds: float = 60.0
     measured: list[Measured] = field(default_factory=list)
     _taken: set[Allocation] = field(default_factory=set)
     _weights: npt.NDArray[np.float64] | None = None
+    _power: tuple[float, float] = (1.0, 1.0)
 
     def cost(self, chosen: Allocation) -> float:
         return total(self.costs, chosen)
 
-    def predicted(self, chosen: Allocation) -> float:
-        """Loss by the sum of the units' shares, corrected as far as there was something to learn from."""
-        shares = np.array([row[index] for row, index in zip(self.errors["output"], chosen, strict=True)])
-        return self.float_loss + float(shares @ (np.ones(len(shares)) if self._weights is None else self._weights))
+    def predicted(self, chosen: Allocation) -> float | None:
+        """Loss by the sum of the units' shares, as far as there was something to learn from; until then None."""
+        if self._weights is None:
+            return None
+        scale, exponent = self._power
+        return self.float_loss + scale * float(self._shares([chosen])[0] @ self._weights) ** exponent
 
     def uniform(self, names: Sequence[str]) -> Iterator[Candidate]:
         """Every choice given to all units alike, of those within the limit."""
@@ -150,11 +162,11 @@ class Search:
                 yield from self._new(chosen, f"uniform {name}")
 
     def by_component(self, components: Sequence[str], count: int) -> Iterator[Candidate]:
-        """The best with one choice a component, by the sum of output errors."""
+        """The best with one choice a component, by the sum of deviations."""
         members: dict[str, list[int]] = {}
         for index, component in enumerate(components):
             members.setdefault(component, []).append(index)
-        found = self._best(self.errors["output"], list(members.values()), 1)
+        found = self._best(self.errors[MEASURED], list(members.values()), 1)
         yield from self._some(found, "one width a component", count)
 
     def first(self, count: int) -> Iterator[Candidate]:
@@ -171,7 +183,7 @@ class Search:
         """The best by the corrected sums that were not measured yet, and the best in the neighbourhood of the best."""
         self._learn()
         assert self._weights is not None
-        table = self.errors["output"] * self._weights[:, None]
+        table = self.errors[MEASURED] * self._weights[:, None]
         ways = [self._some(self._best(table, self.groups, 1), "corrected sums", count), self._around(table)]
         yield from islice(_alternating(ways), count)
 
@@ -202,7 +214,7 @@ class Search:
         costs = [np.sum([self.costs[unit] for unit in group], axis=0).tolist() for group in groups]
         errors = [np.sum([table[unit] for unit in group], axis=0).tolist() for group in groups]
         apart = min(apart, len(groups))
-        for chosen in best(errors, costs, self.limit, apart=apart, seconds=self.seconds):
+        for chosen in best(errors, costs, self.limit, apart=apart):
             full = [0] * len(self.costs)
             for group, index in zip(groups, chosen, strict=True):
                 for unit in group:
@@ -220,29 +232,50 @@ class Search:
             yield Candidate(chosen, why, uniform=len(set(chosen)) == 1)
 
     def _learn(self) -> None:
-        """Each unit's correction: relative errors of the sums least, corrections near a common one, none negative."""
-        table = self.errors["output"]
-        rows = np.array([[row[i] for row, i in zip(table, one.chosen, strict=True)] for one in self.measured])
+        """The loss as a power of the sum, and each unit's correction in it.
+
+        Corrections make relative errors of the sums least, are drawn to 1, and never negative.
+        """
+        rows = self._shares([one.chosen for one in self.measured])
+        lost = self._lost()
+        self._power = _power_law(rows.sum(1), lost)
+        target = _inverse(self._power, lost)
+        scaled = rows / target[:, None]
+        ridge = np.diag(np.sqrt(_RIDGE) * np.maximum(scaled.mean(0), _TINY))
+        wanted = np.concatenate([np.ones(len(rows)), ridge.sum(1)])
+        self._weights = lsq_linear(np.vstack([scaled, ridge]), wanted, bounds=(0, np.inf)).x
+
+    def _shares(self, allocations: Sequence[Allocation]) -> npt.NDArray[np.float64]:
+        table = self.errors[MEASURED]
+        return np.array([[row[i] for row, i in zip(table, chosen, strict=True)] for chosen in allocations])
+
+    def _lost(self) -> npt.NDArray[np.float64]:
+        """What quantizing cost, of every measured model; noise below the least that is told apart counts as that."""
         lost = np.array([one.loss - self.float_loss for one in self.measured])
-        floor = max(float(np.quantile(np.abs(lost), 0.1)), _TINY)
-        scaled = rows / np.maximum(lost, floor)[:, None]
-        target = np.maximum(lost, 0.0) / np.maximum(lost, floor)
-        common = float(np.median(target / np.maximum(scaled.sum(1), _TINY)))
-        importance = np.maximum(scaled.mean(0), _TINY)
-        ridge = np.diag(np.sqrt(_RIDGE) * importance)
-        fit = lsq_linear(np.vstack([scaled, ridge]), np.concatenate([target, ridge @ np.full(len(importance), common)]),
-                         bounds=(0, np.inf))  # fmt: skip
-        self._weights = fit.x
+        return np.maximum(lost, max(float(np.abs(lost).max()) * _FLOOR, _TINY))
 
     def additivity(self) -> dict[str, float]:
-        """How well plain sums foretold what was measured: rank correlation, and the median of measured over summed."""
-        table = self.errors["output"]
-        summed = np.array([total(table, one.chosen) for one in self.measured])
-        lost = np.array([one.loss - self.float_loss for one in self.measured])
-        if len(lost) < 3 or np.ptp(summed) == 0 or np.ptp(lost) == 0:
+        """How well the plain sums order what was measured."""
+        if len(self.measured) < 3:
+            return {"models": len(self.measured)}
+        summed = self._shares([one.chosen for one in self.measured]).sum(1)
+        lost = np.array([one.loss for one in self.measured])
+        if np.ptp(summed) == 0 or np.ptp(lost) == 0:
             return {"models": len(lost)}
-        ratio = float(np.median(lost / np.maximum(summed, _TINY)))
-        return {"models": len(lost), "rank_correlation": float(spearmanr(summed, lost)[0]), "measured_over_sum": ratio}
+        return {"models": len(lost), "rank_correlation": float(spearmanr(summed, lost)[0])}
+
+
+def _power_law(sums: npt.NDArray[np.float64], lost: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """Scale and exponent of ``lost = scale * sums ** exponent``, by least squares of logarithms."""
+    x, y = np.log(np.maximum(sums, _TINY)), np.log(lost)
+    exponent = float(np.polyfit(x, y, 1)[0]) if np.ptp(x) > _SPREAD else 1.0
+    exponent = min(max(exponent, 1 / MOST_EXPONENT), MOST_EXPONENT)
+    return float(np.exp(np.median(y - exponent * x))), exponent
+
+
+def _inverse(power: tuple[float, float], lost: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    scale, exponent = power
+    return (lost / scale) ** (1 / exponent)
 
 
 def _moved(chosen: Allocation, group: Sequence[int], index: int) -> Allocation:
@@ -261,7 +294,7 @@ def _alternating(ways: Sequence[Iterator[Candidate]]) -> Iterator[Candidate]:
                 yield candidate
 
 
-Score = Callable[[Candidate, float], Measured]
+Score = Callable[[Candidate, float | None], Measured]
 """Quantizes and scores a candidate, told its predicted loss."""
 
 

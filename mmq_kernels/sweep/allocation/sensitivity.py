@@ -1,4 +1,4 @@
-"""What quantizing one unit alone does: to the output of its block, and to the model's loss.
+"""What quantizing one unit alone does: to the output of its block, and to the output of the model.
 
 The float model is walked through once, block by block, on the calibration samples. In each block, each unit in turn is
 quantized with each choice, calibrated on the float model's activations, and taken back. The block's own output says
@@ -6,8 +6,8 @@ how far off that is,
 
     output_error = ||block'(x) - block(x)||^2 / ||block(x)||^2,
 
-and costs a block; the loss says what it means, and costs a pass of the model over some samples. So the loss can be
-measured for some choices, and inferred for the others (see `search.error_models`).
+and costs a block; the model's own output says what that means (`scoring.Probe`), and costs a pass of the model over
+some samples. So that can be measured for some choices, and inferred for the others (`search.error_models`).
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ class Sensitivity:
     Attributes:
         output_error: squared error of the block's output, as a share of that output.
         bits: that its layers' weights take, as measured.
-        loss: of the model with this unit alone quantized; None where it was not measured.
+        deviation: of the model's output with this unit alone quantized; None where it was not measured.
     """
 
     output_error: float
     bits: int
-    loss: float | None = None
+    deviation: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -63,8 +63,8 @@ def measure_alone(
     *,
     method: str,
     settings: GptqSettings,
-    loss: Callable[[nn.Module], float],
-    with_loss: Sequence[Choice],
+    deviation: Callable[[nn.Module], float],
+    at: Sequence[Choice],
     kept: Measurements,
     progress: Progress | None = None,
 ) -> Table:
@@ -73,8 +73,8 @@ def measure_alone(
     Args:
         model: float; as it was when this returns.
         batches: calibration.
-        loss: of a model.
-        with_loss: the choices for which the loss is measured too.
+        deviation: of a model's output.
+        at: the choices for which that is measured too.
         kept: what is in it is not measured again; new measurements go there, one by one.
         progress: told (done, in all, unit).
     """
@@ -83,12 +83,14 @@ def measure_alone(
         (unit.name, spec): Sensitivity(**value)
         for unit in units
         for spec in specs
-        if (value := _known(kept, unit, spec, spec in with_loss)) is not None
+        if (value := _known(kept, unit, spec, spec in at)) is not None
     }
     done, in_all = len(found), len(units) * len(specs)
     for index, walk, jobs in _blocks(model, units, specs[0] if specs else None, method, batches, found, specs):
         block = walk.block(index)
         original, expected = model.get_submodule(block), _outputs(model, walk, index)
+        with _undisturbed(model):
+            hessians = walk.hessians(model, index, jobs)
         for unit in (unit for unit in units if unit.block == block):
             for spec in specs:
                 if (unit.name, spec) in found:
@@ -97,13 +99,13 @@ def measure_alone(
                 try:
                     model.set_submodule(block, copy.deepcopy(original))
                     with _undisturbed(model):
-                        quantize_block(model, walk, index, own, settings)
+                        quantize_block(model, walk, index, own, settings, hessians)
                     error = _apart(_outputs(model, walk, index), expected)
-                    lost = loss(model) if spec in with_loss else None
-                    one = Sensitivity(error, _bits(model, unit), lost)
+                    moved = deviation(model) if spec in at else None
+                    one = Sensitivity(error, _bits(model, unit), moved)
                 finally:
                     model.set_submodule(block, original)
-                kept.put(one.to_json(), **_what(unit, spec, spec in with_loss))
+                kept.put(one.to_json(), **_what(unit, spec, spec in at))
                 found[unit.name, spec] = one
                 done += 1
                 if progress:
@@ -111,12 +113,12 @@ def measure_alone(
     return [[None if choice is None else found[unit.name, choice] for choice in choices] for unit in units]
 
 
-def _known(kept: Measurements, unit: Unit, spec: QuantSpec, with_loss: bool) -> Any:
-    return kept.get(**_what(unit, spec, with_loss))
+def _known(kept: Measurements, unit: Unit, spec: QuantSpec, whole: bool) -> Any:
+    return kept.get(**_what(unit, spec, whole))
 
 
-def _what(unit: Unit, spec: QuantSpec, with_loss: bool) -> dict[str, Any]:
-    return {"measured": "alone", "unit": unit.name, "choice": named(spec), "loss": with_loss}
+def _what(unit: Unit, spec: QuantSpec, whole: bool) -> dict[str, Any]:
+    return {"measured": "alone", "unit": unit.name, "choice": named(spec), "model": whole}
 
 
 def _blocks(

@@ -3,38 +3,44 @@
     minimize    sum_u error[u][c(u)]
     subject to  sum_u cost[u][c(u)] <= limit
 
-is a multiple-choice knapsack; HiGHS (`scipy.optimize.milp`) solves it to optimality. Further solutions, each at least
-so many units apart from all before, come from no-good cuts.
+is a multiple-choice knapsack. Dynamic programming over the units, last to first, keeps for the units behind each the
+front of sums (cost, error) of which none is cheaper and better; nothing is rounded, so the optimum is exact. Fronts
+stay short where costs are whole numbers with few different sums, as bits of equal blocks and microseconds are. On the
+same fronts Lawler's partition enumerates the next best, each in logarithmic time.
 
-Source: Kellerer, Pferschy, Pisinger, "Knapsack Problems" (2004), chapter 11.
+Source: Kellerer, Pferschy, Pisinger, "Knapsack Problems" (2004), chapter 11; Nemhauser and Ullmann, "Discrete dynamic
+programming and capital allocation" (1969); Lawler, "A procedure for computing the k best solutions" (1972).
 """
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import Bounds, LinearConstraint, milp
-from scipy.sparse import csr_array
 
-Row = Sequence[float] | npt.NDArray[np.float64]
-Table = Sequence[Row] | npt.NDArray[np.float64]
+Values = npt.NDArray[np.float64]
+Row = Sequence[float] | Values
+Table = Sequence[Row] | Values
+
 Allocation = tuple[int, ...]
 """For each unit the index of its choice."""
 
 SLACK = 1e-9
-"""Of the limit, by which sums of floating-point costs may be off."""
+"""Share of the limit by which sums of floating-point costs may be off."""
 
-_SCALE = 1e3
-"""Errors are scaled so that the first feasible solution has this sum: far above HiGHS's absolute gap of 1e-6."""
+MOST_SUMS = 4_000_000
+"""In a front; costs with more different sums have to be rounded by who makes them."""
 
-_OPTIMAL, _INFEASIBLE = 0, 2
+LOOK = 2_000
+"""Solutions that are looked at for one that is far enough from all before."""
 
 
 class SolverError(RuntimeError):
-    """No proof of optimality within the time limit."""
+    """Costs with too many different sums."""
 
 
 def total(table: Table, chosen: Allocation) -> float:
@@ -42,105 +48,137 @@ def total(table: Table, chosen: Allocation) -> float:
     return float(sum(row[index] for row, index in zip(table, chosen, strict=True)))
 
 
-def cheapest(costs: Table, errors: Table) -> Allocation:
-    """The allocation of least cost, of those the one of least error."""
-    return tuple(min(range(len(c)), key=lambda i: (c[i], e[i])) for c, e in zip(costs, errors, strict=True))
+def solve(errors: Table, costs: Table, limit: float) -> Allocation | None:
+    """The allocation of least error within the limit; None where there is none. See `best`."""
+    return next(best(errors, costs, limit), None)
 
 
-def solve(
-    errors: Table,
-    costs: Table,
-    limit: float,
-    *,
-    without: Sequence[Allocation] = (),
-    apart: int = 1,
-    seconds: float = 60.0,
-) -> Allocation | None:
-    """The allocation of least error within the limit.
+def best(errors: Table, costs: Table, limit: float, *, apart: int = 1) -> Iterator[Allocation]:
+    """Allocations within the limit, from the least error on.
 
     Args:
         errors, costs: for each unit a row of its choices' errors and costs; rows may differ in length.
         limit: of the costs' sum.
-        without: allocations from each of which the solution has to differ in at least `apart` units.
-        seconds: HiGHS may take.
-
-    Returns:
-        An optimum, or None where nothing is within the limit.
+        apart: units in which each differs from all before it.
 
     Raises:
         ValueError: for tables of different shapes, or values that are not finite.
-        SolverError: where the time was up before optimality was proven.
+        SolverError: for costs with too many different sums.
     """
     _check(errors, costs)
-    if not errors:
-        return None if without else ()
-    start = cheapest(costs, errors)
-    if total(costs, start) > limit * (1 + SLACK):
-        return None
-    starts = np.cumsum([0, *(len(row) for row in errors)])
-    least = [min(row) for row in errors]
-    value = np.concatenate([np.asarray(row, float) - low for row, low in zip(errors, least, strict=True)])
-    weight = np.concatenate([np.asarray(row, float) for row in costs])
-    value *= _SCALE / (_greedy(errors, costs, limit, start) - sum(least) or 1.0)
-    units = np.repeat(np.arange(len(errors)), np.diff(starts))
-    one_each = csr_array((np.ones(len(value)), (units, np.arange(len(value)))))
-    constraints = [LinearConstraint(one_each, 1, 1), LinearConstraint(weight / limit, -np.inf, 1 + SLACK)]
-    if without:
-        taken = np.zeros((len(without), len(value)))
-        for row, chosen in zip(taken, without, strict=True):
-            row[starts[:-1] + np.asarray(chosen)] = 1
-        constraints.append(LinearConstraint(taken, -np.inf, len(errors) - apart))
-    while True:
-        found = milp(
-            value,
-            integrality=np.ones(len(value)),
-            bounds=Bounds(0, 1),
-            constraints=constraints,
-            options={"mip_rel_gap": 0.0, "time_limit": seconds},
-        )
-        if found.status == _INFEASIBLE:
-            return None
-        if found.status != _OPTIMAL:
-            raise SolverError(f"no optimum was proven within {seconds:g} s ({found.message})")
-        chosen = tuple(int(found.x[a:b].argmax()) for a, b in pairwise(starts))
-        if total(costs, chosen) <= limit * (1 + SLACK):
-            return chosen
-        # Within HiGHS's tolerance of the limit, and still above it: that one allocation is cut off.
-        row = np.zeros(len(value))
-        row[starts[:-1] + np.asarray(chosen)] = 1
-        constraints.append(LinearConstraint(row, -np.inf, len(errors) - 1))
-
-
-def best(errors: Table, costs: Table, limit: float, *, apart: int = 1, seconds: float = 60.0) -> Iterator[Allocation]:
-    """Allocations within the limit, from the least error on, each at least `apart` units away from all before."""
     found: list[Allocation] = []
-    while (chosen := solve(errors, costs, limit, without=found, apart=apart, seconds=seconds)) is not None:
-        found.append(chosen)
+    ordered = _enumerate([np.asarray(row, float) for row in errors], [np.asarray(row, float) for row in costs],
+                         limit + SLACK * abs(limit))  # fmt: skip
+    while True:
+        seen = islice(ordered, None if apart == 1 else LOOK)
+        chosen = next((one for one in seen if all(_distance(one, other) >= apart for other in found)), None)
+        if chosen is None:
+            return
+        if apart > 1:
+            found.append(chosen)
         yield chosen
 
 
-def _greedy(errors: Table, costs: Table, limit: float, start: Allocation) -> float:
-    """The error of a feasible allocation: from the cheapest, the swap that saves most for its cost, while one fits."""
-    chosen = list(start)
-    room = limit - total(costs, start)
-    while True:
-        swaps = [
-            ((e[now] - e[i]) / max(c[i] - c[now], 1e-300), unit, i)
-            for unit, (now, e, c) in enumerate(zip(chosen, errors, costs, strict=True))
-            for i in range(len(e))
-            if e[i] < e[now] and c[i] - c[now] <= room
-        ]
-        if not swaps:
-            return total(errors, tuple(chosen))
-        _, unit, i = max(swaps)
-        room -= costs[unit][i] - costs[unit][chosen[unit]]
-        chosen[unit] = i
+def _distance(one: Allocation, other: Allocation) -> int:
+    return sum(a != b for a, b in zip(one, other, strict=True))
+
+
+@dataclass(frozen=True)
+class _Front:
+    """Sums over the units from one on, of which none is cheaper and better than another.
+
+    Attributes:
+        costs: ascending.
+        errors: descending.
+        choices, rest: of each sum the first unit's choice, and the place of what is left in the next front.
+    """
+
+    costs: Values
+    errors: Values
+    choices: npt.NDArray[np.int32]
+    rest: npt.NDArray[np.int64]
+
+    def place(self, budget: float) -> int:
+        """Where the least error within a budget is; -1 where nothing is."""
+        return int(np.searchsorted(self.costs, budget, side="right")) - 1
+
+
+def _fronts(errors: list[Values], costs: list[Values], limit: float) -> list[_Front]:
+    """For each unit the front of the sums from it on, and an empty sum behind the last."""
+    fronts = [_Front(np.zeros(1), np.zeros(1), np.zeros(1, np.int32), np.zeros(1, np.int64))]
+    least = np.cumsum([0.0, *(row.min() for row in costs)])
+    for unit in range(len(errors) - 1, -1, -1):
+        behind = fronts[-1]
+        cost = (costs[unit][:, None] + behind.costs).ravel()
+        error = (errors[unit][:, None] + behind.errors).ravel()
+        choice = np.repeat(np.arange(len(costs[unit]), dtype=np.int32), len(behind.costs))
+        rest = np.tile(np.arange(len(behind.costs)), len(costs[unit]))
+        inside = np.flatnonzero(cost <= limit - least[unit])
+        order = inside[np.lexsort((error[inside], cost[inside]))]
+        lowest = np.minimum.accumulate(error[order])
+        better = np.ones(len(order), bool)
+        better[1:] = lowest[1:] < lowest[:-1]
+        kept = order[better]
+        if len(kept) > MOST_SUMS:
+            raise SolverError(f"costs have too many different sums ({len(kept)} from unit {unit} on); round them")
+        fronts.append(_Front(cost[kept], error[kept], choice[kept], rest[kept]))
+    return fronts[::-1]
+
+
+def _enumerate(errors: list[Values], costs: list[Values], limit: float) -> Iterator[Allocation]:
+    """All allocations within the limit, least error first.
+
+    A part of the solutions is those that begin like a known one, and differ from it in one unit: its best is the best
+    of that unit's other choices with the best of what is behind. Once taken, it falls apart into such parts itself.
+    """
+    fronts = _fronts(errors, costs, limit)
+    count, number = len(errors), 0
+    heap: list[tuple[float, int, Allocation, int, float, float, frozenset[int]]] = []
+
+    def follow(unit: int, place: int) -> Allocation:
+        """The choices from a unit on."""
+        chosen = []
+        for front in fronts[unit:count]:
+            chosen.append(int(front.choices[place]))
+            place = int(front.rest[place])
+        return tuple(chosen)
+
+    def part(start: Allocation, spent: float, lost: float, banned: frozenset[int]) -> None:
+        """Puts the best that begins with `start`, and goes on with none of the choices that are banned."""
+        nonlocal number
+        unit = len(start)
+        options = []
+        for index in range(len(costs[unit])):
+            if index not in banned:
+                place = fronts[unit + 1].place(limit - spent - costs[unit][index])
+                if place >= 0:
+                    options.append((lost + errors[unit][index] + fronts[unit + 1].errors[place], index, place))
+        if options:
+            error, index, place = min(options)
+            number += 1
+            heapq.heappush(heap, (error, number, (*start, index, *follow(unit + 1, place)), unit, spent, lost, banned))
+
+    place = fronts[0].place(limit)
+    if place < 0:
+        return
+    if not count:
+        yield ()
+        return
+    part((), 0.0, 0.0, frozenset())
+    while heap:
+        _, _, chosen, unit, spent, lost, banned = heapq.heappop(heap)
+        yield chosen
+        part(chosen[:unit], spent, lost, banned | {chosen[unit]})
+        for after in range(unit + 1, count):
+            spent += float(costs[after - 1][chosen[after - 1]])
+            lost += float(errors[after - 1][chosen[after - 1]])
+            part(chosen[:after], spent, lost, frozenset({chosen[after]}))
 
 
 def _check(errors: Table, costs: Table) -> None:
-    if [len(row) for row in errors] != [len(row) for row in costs]:
-        raise ValueError(f"errors and costs must have the same choices, got {[len(r) for r in errors]} and "
-                         f"{[len(r) for r in costs]}")  # fmt: skip
+    shapes = [[len(row) for row in table] for table in (errors, costs)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"errors and costs must have the same choices, got {shapes[0]} and {shapes[1]}")
     for name, table in (("errors", errors), ("costs", costs)):
         for unit, row in enumerate(table):
             if not len(row):

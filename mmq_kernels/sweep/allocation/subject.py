@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers.utils import logging
 
 from mmq_kernels.checkpoint import CheckpointError, load, load_processor
 from mmq_kernels.checkpoint.folder import read_config
@@ -18,7 +18,6 @@ from mmq_kernels.eval import ModelSize, model_size
 from mmq_kernels.models import component_prefixes
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -57,12 +56,18 @@ class Subject:
             raise CheckpointError(f"{folder} is quantized already; give the unquantized model")
         asked = DTYPES[dtype] if dtype is not None else None
         stored = content.get("dtype", content.get("torch_dtype")) or "float32"
-        counted: torch.dtype = asked or getattr(torch, str(stored).removeprefix("torch."), torch.float32)
+        counted = asked if asked is not None else getattr(torch, str(stored).removeprefix("torch."), torch.float32)
         return cls(folder, torch.device(device), asked, torch.finfo(counted).bits)
 
     def load(self) -> Any:
-        """The float model."""
-        return load(self.folder, device=self.device, dtype=self.dtype)
+        """The float model; without a bar for each of the many times."""
+        shown = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()
+        try:
+            return load(self.folder, device=self.device, dtype=self.dtype)
+        finally:
+            if shown:
+                logging.enable_progress_bar()
 
     def processor(self) -> Any:
         """What belongs to it."""
@@ -71,13 +76,3 @@ class Subject:
     def size(self, model: nn.Module) -> ModelSize:
         """What a model weighs, with `float_bits` for what is left alone."""
         return model_size(model, component_prefixes(model), float_bits=self.float_bits)
-
-    def identity(self) -> str:
-        """Equal for equal files."""
-        digest = hashlib.sha256()
-        for path in sorted([*self.folder.glob("*.safetensors"), *self.folder.glob("*.json")]):
-            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-            with path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    digest.update(chunk)
-        return digest.hexdigest()[:32]

@@ -1,0 +1,46 @@
+// gemm for x in bf16 and fp16 by AVX-512-BF16's dot product; the kernels are in gemm_pairs.inl.
+#if defined(__x86_64__)
+// GCC 12 warns of the registers that its own intrinsics leave undefined.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "../common/args.h"
+#include "../common/layout.h"
+#include "aligned.h"
+#include "../common/half.h"
+#include "kernels.h"
+#include "parallel.h"
+#include "tables.h"
+
+// After every shared header: their inline functions must not be compiled for this instruction set.
+#pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+
+namespace mmq {
+namespace {
+
+#include "vec_avx512.h"
+#include "codes_by_table.h"
+#include "decode.inl"
+#include "../common/activation.inl"
+#include "activation.inl"
+#include "outputs.inl"
+#include "pairs_avx512.h"
+#include "gemm_pairs.inl"
+
+}  // namespace
+
+void gemm_avx512_bf16(const GemmArgs& args) {
+    // x in fp32 would be three terms of bf16: 21 products a cycle against 32 of fp32's FMA.
+    if (args.dtype == Dtype::kFloat32) return gemm_avx512(args);
+    MMQ_FOR_BITS(gemm_bits)
+}
+
+}  // namespace mmq
+
+#endif  // x86-64

@@ -1,0 +1,36 @@
+// gemm with activations of 8 bits in portable C++; the kernel is in integer.inl.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <numeric>
+#include <utility>
+
+#include "../common/args.h"
+#include "../common/layout.h"
+#include "aligned.h"
+#include "../common/half.h"
+#include "kernels.h"
+#include "parallel.h"
+#include "tables.h"
+
+namespace mmq {
+namespace {
+
+#include "vec_scalar.h"
+#include "codes_by_mask.h"
+#include "decode.inl"
+#include "dot_scalar.h"
+#include "../common/activation.inl"
+#include "activation.inl"
+#include "outputs.inl"
+#include "integer.inl"
+
+}  // namespace
+
+void gemm_integer_scalar(const GemmArgs& args) {
+    MMQ_FOR_BITS(gemm_integer_bits)
+}
+
+}  // namespace mmq
