@@ -23,6 +23,9 @@ Counter = Callable[[int], int]
 _PATIENCE = timedelta(days=30)
 """How long a rank that is done waits for the others: its launcher ends it sooner where one of them fails."""
 
+_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Where launchers say how many ranks there are; the last three are MPI's, which accelerate uses on CPUs."""
+
 _POLL_SECONDS = 0.2
 FAILED = 2
 """Exit code of a rank that ends because another one failed and says why."""
@@ -82,9 +85,6 @@ ALONE = Team()
 class Ranks(Team):
     """The ranks of a launch, met through accelerate. Whatever device they compute on, they exchange Python objects
     over gloo.
-
-    Args:
-        cpu: whether they compute on CPUs.
     """
 
     def __init__(self) -> None:
@@ -92,6 +92,7 @@ class Ranks(Team):
         from torch.distributed import PrefixStore
         from torch.distributed.rendezvous import rendezvous
 
+        _name_ranks()
         store, _, _ = next(iter(rendezvous("env://", timeout=_PATIENCE)))
         self._state = PartialState(cpu=True, backend="gloo", store=store, timeout=_PATIENCE)
         self._store = PrefixStore("mmq", store)
@@ -140,10 +141,22 @@ class Ranks(Team):
         self._state.destroy_process_group()
 
 
+def _name_ranks() -> None:
+    """Puts what MPI says of ranks where torch looks for it."""
+    from accelerate.utils import get_cpu_distributed_information
+
+    told = get_cpu_distributed_information()
+    for name in ("rank", "world_size", "local_rank", "local_world_size"):
+        os.environ.setdefault(name.upper(), str(getattr(told, name)))
+    if told.local_world_size == told.world_size:
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29500")
+
+
 @contextmanager
 def launched() -> Iterator[Team]:
-    """The team that this process was launched in, by torchrun or accelerate launch; else it alone."""
-    if int(os.environ.get("WORLD_SIZE") or 1) < 2:
+    """The team that this process was launched in, by torchrun, accelerate launch or mpirun; else it alone."""
+    if max(int(os.environ.get(name) or 1) for name in _SIZES) < 2:
         yield ALONE
         return
     ranks = Ranks()

@@ -94,9 +94,30 @@ def test_gptq_then_eval(world: Path, tmp_path: Path, said: Callable[..., Any]) -
     assert scores["metrics"]["nll"] < 0.5
     rows = [json.loads(line) for line in kept.read_text().splitlines()]
     assert len([row for row in rows if "prediction" in row]) == 24
+    again = said("score", str(kept), "--against", str(kept))
+    assert again["metrics"] == scores["metrics"] and again["intervals"] == scores["intervals"]
+    assert again["changes"]["nll"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert run(["score", str(kept), "--against", str(kept)]) == 0
     captioned = said("eval", str(out), "--task", "caption", "--data", str(world / "coco"), "--limit", "4")
     assert captioned["samples"] == 4
     assert captioned["metrics"]["cider"] > 1
+
+
+def test_predictions_are_completed_and_refused(
+    world: Path, quantized: Path, tmp_path: Path, said: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = tmp_path / "predictions.jsonl"
+    asked = ("eval", str(quantized), "--task", "vqa", "--data", str(world / "vqav2"), "--predictions", str(kept))
+    scores, whole = said(*asked, "--batch-size", "4"), kept.read_bytes()
+    assert scores["ranks"] == 1
+    kept.write_bytes(whole[:-100])
+    assert "last, is cut off or damaged" in refused(capsys, "score", str(kept))
+    assert "is of another run: batch_size is 4 there, 64 here" in refused(capsys, *asked, "--resume")
+    again = said(*asked, "--batch-size", "4", "--resume")
+    assert again["metrics"] == scores["metrics"] and kept.read_bytes() == whole
+    assert run([*asked, "--batch-size", "4", "--resume"]) == 0
+    assert "nothing left to do" in capsys.readouterr().out
+    assert "--resume needs --predictions" in refused(capsys, *asked[:6], "--resume")
 
 
 def test_retrieval_with_the_matching_model(world: Path, tmp_path: Path, said: Callable[..., Any]) -> None:
