@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 
-from mmq_kernels import __version__
 from mmq_kernels.checkpoint import check_target, quantize_checkpoint
 from mmq_kernels.eval.calibration import CalibrationSource
 from mmq_kernels.eval.result import versions
@@ -26,7 +25,7 @@ from mmq_kernels.spec import PER_CHANNEL
 from mmq_kernels.sweep.allocation.budget import Budget, BudgetError
 from mmq_kernels.sweep.allocation.costs import Costs, TimeCosts, WeightCosts
 from mmq_kernels.sweep.allocation.finals import Final, finals, winner
-from mmq_kernels.sweep.allocation.latency import Latency, Timer
+from mmq_kernels.sweep.allocation.latency import Latency, Timer, check_tokens
 from mmq_kernels.sweep.allocation.measurements import Measurements
 from mmq_kernels.sweep.allocation.output import Output
 from mmq_kernels.sweep.allocation.scoring import Probe, Scorer, task_data
@@ -34,6 +33,7 @@ from mmq_kernels.sweep.allocation.search import Candidate, Measured, Search, err
 from mmq_kernels.sweep.allocation.sensitivity import Table, measure_alone
 from mmq_kernels.sweep.allocation.subject import Subject
 from mmq_kernels.sweep.allocation.units import choices_of, grouped, named, recipe_of, units_of
+from mmq_kernels.sweep.identity import code_version, model_digest
 
 GROUPS = (32, 64, PER_CHANNEL)
 
@@ -89,6 +89,8 @@ class AllocationOptions:
         for name in ("probe", "evaluations", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.tokens is not None and self.tokens < 1:
+            raise ValueError(f"tokens must be at least 1, got {self.tokens}")
         choices_of(self.bits, self.groups, self.symmetric)
 
 
@@ -176,7 +178,9 @@ class _Allocator:
         self.units = units_of(model, options.per, options.components)
         self.groups = grouped(self.units, options.per)
         self.costs: Costs
-        if budget.kind != "ms":
+        if budget.kind == "ms":
+            check_tokens(options.tokens, self.units)
+        else:
             self.costs = WeightCosts(subject, model, self.units, self.choices, budget)
             self.costs.expect(model, options.method, options.settings, self.groups)
         self.data = task_data(
@@ -186,7 +190,7 @@ class _Allocator:
         self.probe = Probe(model, self.data.first(options.probe))
         self.scorer = Scorer(model, self.data, options.batch_size)
         about = {
-            "model": subject.identity(),
+            "model": model_digest(subject.folder),
             "device": str(subject.device),
             "dtype": str(subject.dtype),
             "method": options.method,
@@ -194,7 +198,8 @@ class _Allocator:
             "calibration": calibration.fingerprint(),
             "task": task,
             "probe": self.probe.data.names(),
-            "versions": {"mmq_kernels": __version__, "torch": torch.__version__},
+            "code": code_version(),
+            "torch": torch.__version__,
         }
         self.calibration_samples = sum(each.samples for each in calibration.data)
         self.selection = {"samples": self.data.names()}

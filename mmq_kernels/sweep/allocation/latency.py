@@ -43,9 +43,6 @@ class Latency:
         tokens: None for that call; else each layer of the language model is called once, with so many.
         timer: takes the times.
         kept: what is in it is not timed again.
-
-    Raises:
-        ValueError: for `tokens` below 1, or with a model without a language component.
     """
 
     def __init__(
@@ -58,10 +55,6 @@ class Latency:
         timer: Timer,
         kept: Measurements,
     ) -> None:
-        if tokens is not None and tokens < 1:
-            raise ValueError(f"tokens must be at least 1, got {tokens}")
-        if tokens is not None and not any(unit.component == "language" for unit in units):
-            raise ValueError(f"tokens ({tokens}) are those of a language model, and none of its layers get bits here")
         self._model, self._timer, self._kept = model, timer, kept
         self._device = next(model.parameters()).device
         self._batch, self._tokens = batch, tokens
@@ -123,6 +116,12 @@ class Latency:
         return self._kept.once(
             timed, measured="time of a layer", n=n, k=k, bias=bias, dtype=str(dtype), choice=named(choice), rows=rows
         )
+
+
+def check_tokens(tokens: int | None, units: Sequence[Unit]) -> None:
+    """Raises ValueError where there is no language model for tokens to go through."""
+    if tokens is not None and not any(unit.component == "language" for unit in units):
+        raise ValueError(f"tokens ({tokens}) are those of a language model, and none of its layers get bits here")
 
 
 @torch.no_grad()

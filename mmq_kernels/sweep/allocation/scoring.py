@@ -33,6 +33,8 @@ from mmq_kernels.eval import (
     prepare,
 )
 from mmq_kernels.eval.calibration import CalibrationData, CalibrationSource
+from mmq_kernels.eval.datasets import evaluated_images, image_key, read_split
+from mmq_kernels.eval.images import require_images
 from mmq_kernels.eval.prepared import Prepared
 
 METRICS = {
@@ -124,28 +126,24 @@ def task_data(
     """
     if count is not None and count < 1:
         raise ValueError(f"selection must be at least 1, got {count}")
-    base = prepare(task, folder, processor, split=SPLIT, seed=seed)
-    everything: list[Any] = (
-        _by_image(base.samples) if isinstance(base.samples, RetrievalGallery) else list(base.samples)
-    )
-    drawn = [sample for source in calibration.data for sample in source.drawn()] if calibration else []
-    shown = {sample.image.resolve() for sample in drawn}
-    left = [sample for sample in everything if sample.image.resolve() not in shown]
+    base = prepare(task, folder, processor, split=SPLIT, limit=1, seed=seed)
+    everything = read_split(task, folder, SPLIT)
+    evaluated = evaluated_images(task, Path(folder))
+    shown = {image.resolve() for image in calibration.images()} if calibration else set()
+    left = [
+        sample
+        for sample in everything
+        if image_key(task, sample) not in evaluated and sample.image.resolve() not in shown
+    ]
     if len(left) < (count or 1):
         raise DataError(
-            f"selection needs {count or 1} samples of the {SPLIT} split on images that calibration does not show, "
-            f"{folder} has {len(left)} of {len(everything)}; take fewer calibration samples, or fewer of these"
+            f"selection needs {count or 1} samples of the {SPLIT} split on images that neither calibration nor "
+            f"evaluation shows, {folder} has {len(left)} of {len(everything)}; take fewer of these, or of calibration"
         )
     random.Random(f"selection {seed}").shuffle(left)
-    return TaskData(base, tuple(left[: count or MOST]))
-
-
-def _by_image(gallery: RetrievalGallery) -> list[CaptionSample]:
-    texts: list[list[str]] = [[] for _ in gallery.images]
-    for text, image in zip(gallery.captions, gallery.image_of, strict=True):
-        texts[image].append(text)
-    named = zip(gallery.image_ids, gallery.images, texts, strict=True)
-    return [CaptionSample(name, image, tuple(own)) for name, image, own in named]
+    chosen = left[: count or MOST]
+    require_images(chosen)
+    return TaskData(base, tuple(chosen))
 
 
 class Scorer:

@@ -89,6 +89,8 @@ def measure_alone(
     for index, walk, jobs in _blocks(model, units, specs[0] if specs else None, method, batches, found, specs):
         block = walk.block(index)
         original, expected = model.get_submodule(block), _outputs(model, walk, index)
+        with _undisturbed(model):
+            hessians = walk.hessians(model, index, jobs)
         for unit in (unit for unit in units if unit.block == block):
             for spec in specs:
                 if (unit.name, spec) in found:
@@ -97,7 +99,7 @@ def measure_alone(
                 try:
                     model.set_submodule(block, copy.deepcopy(original))
                     with _undisturbed(model):
-                        quantize_block(model, walk, index, own, settings)
+                        quantize_block(model, walk, index, own, settings, hessians)
                     error = _apart(_outputs(model, walk, index), expected)
                     moved = deviation(model) if spec in at else None
                     one = Sensitivity(error, _bits(model, unit), moved)

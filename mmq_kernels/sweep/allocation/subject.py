@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ from mmq_kernels.eval import ModelSize, model_size
 from mmq_kernels.models import component_prefixes
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -78,13 +76,3 @@ class Subject:
     def size(self, model: nn.Module) -> ModelSize:
         """What a model weighs, with `float_bits` for what is left alone."""
         return model_size(model, component_prefixes(model), float_bits=self.float_bits)
-
-    def identity(self) -> str:
-        """Equal for equal files."""
-        digest = hashlib.sha256()
-        for path in sorted([*self.folder.glob("*.safetensors"), *self.folder.glob("*.json")]):
-            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
-            with path.open("rb") as file:
-                while chunk := file.read(_CHUNK):
-                    digest.update(chunk)
-        return digest.hexdigest()[:32]

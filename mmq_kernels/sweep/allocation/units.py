@@ -121,7 +121,11 @@ def named(choice: Choice) -> str:
 
 
 def recipe_of(units: Sequence[Unit], chosen: Sequence[Choice], method: str) -> Recipe:
-    """A recipe that gives each unit its choice: a rule for each component, and one for each unit that differs."""
+    """A recipe that gives each unit its choice: a rule for each component, and one for each unit that differs.
+
+    Args:
+        units: all of those of a component, or none.
+    """
     pairs = list(zip(units, chosen, strict=True))
     rules = []
     for component in dict.fromkeys(unit.component for unit in units):
