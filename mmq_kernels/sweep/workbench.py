@@ -148,21 +148,21 @@ class Workbench:
         Raises:
             DataError: for data that cannot be read: that holds for all that is to come, too.
         """
-        waiting: deque[tuple[Work, Future[Measured]]] = deque()
+        waiting: deque[tuple[Work, str, Future[Measured]]] = deque()
         with ThreadPoolExecutor(2) as aside:  # one asks the model, the other scores what it said before
             for work in works:
                 begun(work)
                 try:
-                    waiting += [(work, found) for found in self._one(work, aside)]
+                    waiting += [(work, task, found) for task, found in self._one(work, aside)]
                 except evaluation.DataError:
                     raise
                 except (RuntimeError, ValueError) as error:
                     for task in work.tasks:
-                        yield work, Measured(work.recipe, task, error=f"{type(error).__name__}: {error}")
-                while waiting and waiting[0][1].done():
-                    yield waiting[0][0], waiting.popleft()[1].result()
+                        yield work, _failed(work, task, error)
+                while waiting and waiting[0][2].done():
+                    yield waiting[0][0], _outcome(*waiting.popleft())
             while waiting:
-                yield waiting[0][0], waiting.popleft()[1].result()
+                yield waiting[0][0], _outcome(*waiting.popleft())
 
     def __enter__(self) -> Workbench:
         return self
@@ -180,7 +180,7 @@ class Workbench:
             self._paths[recipe] = plan, steps_of(plan)
         return self._paths[recipe]
 
-    def _one(self, work: Work, aside: ThreadPoolExecutor) -> list[Future[Measured]]:
+    def _one(self, work: Work, aside: ThreadPoolExecutor) -> list[tuple[str, Future[Measured]]]:
         started = time.perf_counter()
         plan, steps = self._path(work.recipe)
         variant = features_key(steps)
@@ -191,10 +191,8 @@ class Workbench:
             share = (time.perf_counter() - started) / len(work.tasks)
             for task in work.tasks:
                 turn = threading.Event()
-                found.append(aside.submit(self._tasks[task].run, work, self.model, size, share, kept, turn))
+                found.append((task, aside.submit(self._tasks[task].run, work, self.model, size, share, kept, turn)))
                 turn.wait()
-                if found[-1].done() and found[-1].exception() is not None:
-                    found[-1].result()
         return found
 
     @cached_property
@@ -206,6 +204,20 @@ class Workbench:
     def _batches(self) -> list[Batch]:
         source = self._setting.source()
         return list(source.batches(self.model, self.processor)) if source else []
+
+
+def _outcome(work: Work, task: str, found: Future[Measured]) -> Measured:
+    """What came of an evaluation; damaged data are everybody's failure, anything else this recipe's."""
+    try:
+        return found.result()
+    except evaluation.DataError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        return _failed(work, task, error)
+
+
+def _failed(work: Work, task: str, error: Exception) -> Measured:
+    return Measured(work.recipe, task, error=f"{type(error).__name__}: {error}")
 
 
 class _Task:

@@ -66,3 +66,22 @@ def test_numbers_are_those_of_separate_runs(grid: Grid, tmp_path: Path) -> None:
             assert plain(together[recipe, task]) == expected, (recipe, task)
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before), "the model is what it was"
+
+
+def test_a_recipe_that_fails_is_told_and_the_others_go_on(grid: Grid, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mmq_kernels.sweep import workbench
+
+    evaluate, calls = evaluation.evaluate_prepared, []
+
+    def failing(*args: Any, **options: Any) -> evaluation.EvalResult:
+        calls.append(args)
+        if len(calls) == 2:
+            raise RuntimeError("out of memory")
+        return evaluate(*args, **options)
+
+    monkeypatch.setattr(workbench.evaluation, "evaluate_prepared", failing)
+    with Workbench(grid) as bench:
+        found = measured(bench, ("", "language=rtn:2:g64"))
+    errors = {key: each.error for key, each in found.items() if each.error}
+    assert errors == {("", "vqa"): "RuntimeError: out of memory"}
+    assert len(found) == 4 and found["language=rtn:2:g64", "vqa"].samples == 8
