@@ -4,7 +4,7 @@ Environment:
     MMQ_BUILD       "none" installs pure Python (the reference backend only); "all" (default) compiles
     MMQ_CUDA        "auto" (default) compiles csrc/cuda where nvcc is found, "on" insists, "off" leaves it out
     MMQ_CUDA_ARCHS  compute capabilities, ";" between them; the first also as PTX, for GPUs that none of them fits
-    MMQ_SANITIZE    sanitizers of the C++ compiler, "address,undefined"; see the Makefile's `sanitize`
+    MMQ_SANITIZE    sanitizers of the C++ compiler, "address,undefined"; `make sanitize` says how to run what comes out
     CXX, MAX_JOBS   the C++ compiler; how many compilations at a time
 """
 

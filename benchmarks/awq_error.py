@@ -1,6 +1,6 @@
 """What AWQ and round to nearest lose of the output of the demo's models, one component at a time.
 
-    python benchmarks/awq_error.py [--out FILE] [--bits 3] [--group 64]
+    python benchmarks/awq_error.py [--out FILE] [--spec 3:g64] [--model blip2 blip2-itm llava] [--samples 384]
 
 A component of a trained model is quantized, calibrated on a quarter of the samples. Squared errors, of what the
 component puts out and of the model's logits (retrieval: scores and embeddings), are summed over that quarter and over
@@ -27,7 +27,8 @@ from mmq_kernels.eval.calibration import CalibrationSource
 from mmq_kernels.models import family_of, quantize_model
 from mmq_kernels.models.plan import list_layers
 
-TASKS = {"blip2": {"caption": "coco", "vqa": "vqav2"}, "blip2-itm": {"retrieval": "flickr30k"}}
+WRITES = {"caption": "coco", "vqa": "vqav2"}
+TASKS = {"blip2": WRITES, "blip2-itm": {"retrieval": "flickr30k"}, "llava": WRITES}
 COMPONENTS = ("vision", "connector", "language")
 SIZE = WorldSize(train=768, images=32, questions=4, gallery=16)
 LOGITS = ("logits", "logits_per_image", "text_embeds", "image_embeds", "itm_score")
@@ -59,10 +60,10 @@ def lost(found: list[Tensor], expected: list[Tensor]) -> float:
     return sum(float((a - b).square().sum()) for a, b in zip(found, expected, strict=True))
 
 
-def measure(kind: str, spec: str, world: Path) -> list[dict[str, Any]]:
+def measure(kind: str, spec: str, world: Path, samples: int) -> list[dict[str, Any]]:
     folder = weights_folder(kind)
     model, processor = checkpoint.load(folder, dtype=torch.float32), checkpoint.load_processor(folder)
-    source = CalibrationSource.parse([f"{task}:{world / own}" for task, own in TASKS[kind].items()], 384)
+    source = CalibrationSource.parse([f"{task}:{world / own}" for task, own in TASKS[kind].items()], samples)
     batches = list(source.batches(model, processor))
     parts = {"calibration": batches[::4], "held out": [batch for i, batch in enumerate(batches) if i % 4]}
     rows = []
@@ -82,7 +83,9 @@ def measure(kind: str, spec: str, world: Path) -> list[dict[str, Any]]:
                 for what in ("component", "logits")
             }
         ratios = {what: errors["awq"][what] / error for what, error in errors["rtn"].items()}
-        rows.append({"bench": "awq_error", "model": kind, "component": component, "spec": spec, **ratios})
+        rows.append(
+            {"bench": "awq_error", "model": kind, "component": component, "spec": spec, "samples": samples, **ratios}
+        )
         print(rows[-1], flush=True)
     return rows
 
@@ -91,11 +94,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RESULTS / "awq_error.jsonl", help="file to append to")
     parser.add_argument("--spec", default="3:g64", help="bits and granularity, as in a recipe")
+    parser.add_argument("--model", nargs="+", choices=TASKS, default=list(TASKS))
+    parser.add_argument("--samples", type=int, default=384, help="in all")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         world = write_world(Path(temporary) / "world", seed=7, size=SIZE)
-        for kind in TASKS:
-            append(options.out, [row | provenance() for row in measure(kind, options.spec, world)])
+        for kind in options.model:
+            rows = measure(kind, options.spec, world, options.samples)
+            append(options.out, [row | provenance() for row in rows])
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """A results database of many rows: its size, and what the analysis of all of it and the report on it cost.
 
-    python benchmarks/bench_analysis.py [--out FILE] [--rows 100000] [--groups 12] [--keep FOLDER]
+    python benchmarks/bench_analysis.py [--out FILE] [--rows 100000] [--groups 12] [--keep FOLDER] [--report]
 
 The rows are those of a sweep: thirds of three components, kinds of layers, groups of several models, tasks and methods,
-with six metrics, intervals, recipe and versions each. `mmq analyze` and `mmq report` run as a user runs them, in
-processes of their own, whose wall time and peak of resident memory are measured. A line is appended to the results.
+with six metrics, intervals, recipe and versions each. `mmq analyze` and, if asked, `mmq report` run as a user runs them,
+in processes of their own, whose wall time, processor time and peak of resident memory are measured. A line is appended.
 """
 
 from __future__ import annotations
@@ -85,15 +85,18 @@ def filled(folder: Path, count: int, groups: int) -> Path:
 
 
 def measured(*arguments: str) -> dict[str, Any]:
-    """Wall seconds and peak of resident memory of `mmq ARGUMENTS`."""
+    """Wall and processor seconds, and the peak of resident memory, of `mmq ARGUMENTS`."""
     watched = (
         "import resource, subprocess, sys; code = subprocess.run(sys.argv[1:], stdout=subprocess.DEVNULL).returncode; "
-        "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(code)"
+        "used = resource.getrusage(resource.RUSAGE_CHILDREN); print(used.ru_maxrss, used.ru_utime + used.ru_stime); "
+        "sys.exit(code)"
     )
     started = time.perf_counter()
     command = [sys.executable, "-c", watched, sys.executable, "-m", "mmq_kernels", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    return {"seconds": time.perf_counter() - started, "peak_bytes": int(done.stdout.split()[-1]) * 1024}
+    seconds = time.perf_counter() - started
+    peak, used = done.stdout.split()
+    return {"seconds": seconds, "cpu_seconds": float(used), "peak_bytes": int(peak) * 1024}
 
 
 def main() -> None:
@@ -102,6 +105,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--groups", type=int, default=12, help="models x tasks x methods among which they are dealt")
     parser.add_argument("--keep", type=Path, help="folder in which the database is made, or found, and left")
+    parser.add_argument("--report", action="store_true", help="measure the report too")
     asked = parser.parse_args()
     about = provenance()
     with tempfile.TemporaryDirectory() as scratch:
@@ -111,14 +115,13 @@ def main() -> None:
         if not path.is_file():
             filled(folder, asked.rows, asked.groups)
         size = sum(each.stat().st_size for each in folder.glob("results.db*"))
-        analyze = measured("analyze", str(path), "--json")
-        report = measured("report", str(path), "-o", str(folder / "report.html"))
-        page = (folder / "report.html").stat().st_size
-    row = {
-        "bench": "analysis", "rows": asked.rows, "groups": asked.groups, "database_bytes": size,
-        "analyze_seconds": analyze["seconds"], "analyze_peak_bytes": analyze["peak_bytes"],
-        "report_seconds": report["seconds"], "report_peak_bytes": report["peak_bytes"], "page_bytes": page, **about,
-    }  # fmt: skip
+        row = {"bench": "analysis", "rows": asked.rows, "groups": asked.groups, "database_bytes": size}
+        row |= {f"analyze_{name}": value for name, value in measured("analyze", str(path), "--json").items()}
+        if asked.report:
+            page = folder / "report.html"
+            row |= {f"report_{name}": value for name, value in measured("report", str(path), "-o", str(page)).items()}
+            row["page_bytes"] = page.stat().st_size
+        row |= about
     append(asked.out, [row])
     print(json.dumps(row, indent=2))
 

@@ -33,6 +33,8 @@ SAMPLED = 3
 """Configurations that are run separately: all parts at 2, 3 and 4 bits."""
 
 KILLS = 20
+AT_WORK = 0.8
+"""Share of kills that wait for a row first: others fall anywhere, the start of the command included."""
 SMALL = WorldSize(train=32, images=48, questions=3, gallery=8)
 TASKS = {"caption": "coco", "vqa": "vqav2"}
 TIMES = ("seconds", "latency")
@@ -145,15 +147,17 @@ def kills(options: argparse.Namespace, grid: Path) -> Row:
     command = mmq("sweep", str(grid), "-o", str(database), *engine(options))
     killed = {"engine": 0, "worker": 0}
     running: subprocess.Popen[bytes] | None = None
-    starts, finished_before_kill = 0, 0
+    starts, begun_anew = 0, 0
     while sum(killed.values()) < options.kills:
         if running is None or running.poll() is not None:
-            if running is not None:
-                finished_before_kill += 1
+            if running is not None and running.returncode == 0:
+                begun_anew += 1
                 shrink(database, dice)
             running = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
             starts += 1
         before = rows_in(database)
+        if dice.random() < AT_WORK:
+            wait_for_more(database, before, running)
         time.sleep(dice.uniform(0, options.most_seconds))
         workers = workers_of(running.pid) if options.engine == "ray" else []
         if running.poll() is not None:
@@ -178,12 +182,17 @@ def kills(options: argparse.Namespace, grid: Path) -> Row:
         "engine": options.engine,
         "kills": killed,
         "starts": starts,
-        "begun_anew": finished_before_kill,
+        "begun_anew": begun_anew,
         "rows": len(other),
         "lost": len(other.keys() - one.keys()),
         "doubled": rows_in(database) - len(one),
         "differ": sum(one[key] != other[key] for key in one.keys() & other.keys()),
     }
+
+
+def wait_for_more(database: Path, before: int, running: subprocess.Popen[bytes]) -> None:
+    while running.poll() is None and rows_in(database) <= before:
+        time.sleep(0.05)
 
 
 def shrink(database: Path, dice: random.Random) -> None:
@@ -240,7 +249,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--threads", type=int, help="of each process of a sweep; default: torch's")
     parser.add_argument("--kills", type=int, default=KILLS)
-    parser.add_argument("--most-seconds", type=float, default=12, help="between kills")
+    parser.add_argument("--most-seconds", type=float, default=4, help="before a kill")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=RESULTS, help="file to append to")
     options = parser.parse_args()

@@ -97,7 +97,7 @@ def gemm() -> str:
     if not rows:
         return ""
     last = rows[-1]
-    rows = newest([row for row in rows if row["command"] == last["command"]], "bits", "m")
+    rows = newest([row for row in rows if _one_run(row) == _one_run(last)], "bits", "m")
     tokens = sorted({row["m"] for row in rows})
     text = (
         f"**CPU, {last['n']} x {last['k']}, group {last['group']}**: speed of the packed linear over torch's fp32 "
@@ -105,10 +105,107 @@ def gemm() -> str:
     )
     found = {(row["bits"], row["m"]): row for row in rows}
     body = [
-        [f"{bits} bits", *(f"{found[bits, m]['x_torch_fp32']:.2f}x" for m in tokens)]
+        [f"{bits} bits", *(_times_faster(found.get((bits, m)), "torch_fp32_us", "us") for m in tokens)]
         for bits in sorted({row["bits"] for row in rows})
     ]
+    rounded = [row for row in rows if "a8_us" in row]
+    if rounded:
+        body += [
+            [f"{bits} bits, x in 8", *(_times_faster(found.get((bits, m)), "torch_fp32_us", "a8_us") for m in tokens)]
+            for bits in sorted({row["bits"] for row in rounded})
+        ]
     return text + table(["", *(f"m = {m}" for m in tokens)], body) + "\n" + source(last) + "\n"
+
+
+def _one_run(row: Row) -> tuple[Any, ...]:
+    """What lines have in common that were measured in pieces: all but the part of the command that says which piece."""
+    return tuple(row.get(key) for key in ("commit", "cpu", "threads", "dtype", "n", "k", "group", "clock"))
+
+
+def _times_faster(row: Row | None, slower: str, faster: str) -> str:
+    return f"{row[slower] / row[faster]:.2f}x" if row and slower in row and faster in row else ""
+
+
+PEERS = {
+    "torch_bf16_us": "torch bf16",
+    "torch_int4pack_us": "torch int4pack",
+    "ort_float_us": "ONNX Runtime",
+    "ort_a8_us": "ONNX Runtime, x in 8",
+}
+
+
+def against() -> str:
+    """The packed products of others, in milliseconds."""
+    rows = [row for row in read("cpu") if row["bench"] == "gemm" and "a8_us" in row]
+    if not rows:
+        return ""
+    last = rows[-1]
+    rows = newest([row for row in rows if _one_run(row) == _one_run(last)], "bits", "m")
+    columns = {"us": f"packed, {last['dtype']}", "a8_us": "packed, x in 8", **PEERS}
+    body = [
+        [f"{row['bits']} bits, m = {row['m']}", *(f"{row[key] / 1e3:.3f}" if key in row else "" for key in columns)]
+        for row in rows
+    ]
+    text = (
+        f"**Beside others on the CPU**, {last['n']} x {last['k']}, group {last['group']}, milliseconds (medians), weights "
+        "rotated through 160 MiB. ONNX Runtime's `MatMulNBits` at accuracy levels 1 and 4, symmetric; torch's int4 "
+        f"kernel with bf16 activations. Read bandwidth {last['read_gb_per_s']:.0f} GB/s, peak "
+        f"{last['matmul_tflops']:.2f} TFLOP/s in {last['dtype']} and {last['peak_int8_tops']:.2f} TOP/s in int8.\n\n"
+    )
+    return text + table(["", *columns.values()], body) + "\n" + source(last) + "\n"
+
+
+def packing() -> str:
+    """Seconds for a billion codes."""
+    rows = newest([row for row in read("cpu") if row["bench"] == "packing"], "bits")
+    if not rows:
+        return ""
+    steps = ("copy", "pack", "unpack", "prepack", "unprepack", "rtn")
+    body = [[f"{row['bits']} bits", *(f"{row[f'{step}_seconds_per_1e9']:.2f}" for step in steps)] for row in rows]
+    text = "**A billion codes on the CPU**, seconds; `copy` is what the codes alone take into fresh memory.\n\n"
+    return text + table(["", *steps], body) + "\n" + source(rows[-1]) + "\n"
+
+
+def captions() -> str:
+    """The demo's BLIP-2 from end to end."""
+    rows = newest([row for row in read("cpu") if row["bench"] == "captions"], "bits", "activation_bits")
+    if not rows:
+        return ""
+    last = rows[-1]
+    body = [
+        [f"torch {name}", f"{last[f'torch_{name}_captions_per_second']:.0f}", _mb(last[f"torch_{name}_held_bytes"])]
+        for name in ("fp32", "bf16")
+    ]
+    body += [
+        [
+            f"{row['bits']} bits" + (", x in 8" if row["activation_bits"] == 8 else ""),
+            f"{row['captions_per_second']:.0f}",
+            _mb(row["held_bytes"]),
+        ]
+        for row in rows
+    ]
+    text = (
+        f"**The demo's BLIP-2 on the CPU**: {last['images']} images at a time, {last['new_tokens']} tokens each, group "
+        f"{last['group']}. The model is tiny: its time is mostly Python's.\n\n"
+    )
+    return text + table(["", "captions/s", "MB held"], body) + "\n" + source(last) + "\n"
+
+
+def _mb(count: float) -> str:
+    return f"{count / 1e6:.2f}"
+
+
+def alternating() -> str:
+    """Whether torch's products and packed ones pay for each other."""
+    rows = [row for row in read("cpu") if row["bench"] == "alternating"]
+    if not rows:
+        return ""
+    row = rows[-1]
+    return (
+        f"**Torch's products and packed ones in turn**, {row['n']} x {row['k']}, m = {row['m']}: {row['us']:.0f} us, "
+        f"{row['overhead']:+.1%} beside the {row['torch_us']:.0f} us and {row['packed_us']:.0f} us of each alone. "
+        f"{source(row)}\n"
+    )
 
 
 def gpu() -> str:
@@ -226,16 +323,18 @@ def full_size_calibrated() -> str:
             ", ".join(f"{count} {name}" for name, count in row["layers"].items()),
             _gb(row["peak_bytes"]),
             _gb(row["bound"]),
-            f"{row['seconds']:.0f} s",
+            str(row.get("samples", 16)),
+            f"{row['core_seconds']:.0f} s of a core" if "core_seconds" in row else f"{row['seconds']:.0f} s",
         ]
         for row in rows
     ]
     text = (
-        "**Calibrated at full size**: BLIP-2-OPT-2.7b's architecture, random bf16 weights, block by block from folder "
-        "to folder; peak of resident memory against 4 x the largest block in fp32 + activations + 2 GiB. First blocks "
-        "of each part by the method, others to nearest: a block's memory does not depend on how many there are.\n\n"
+        "**Calibrated at full size**: BLIP-2-OPT-2.7b's and LLaVA-1.5-7B's architectures, random bf16 weights, block "
+        "by block from folder to folder; peak of resident memory against 4 x the largest block in fp32 + activations + "
+        "2 GiB. First blocks of each part by the method, others to nearest: a block's memory does not depend on how "
+        "many there are.\n\n"
     )
-    heading = ["model", "method", "layers", "peak memory", "bound", "time"]
+    heading = ["model", "method", "layers", "peak memory", "bound", "samples", "time"]
     return text + table(heading, body) + "\n" + source(rows[-1]) + "\n"
 
 
@@ -296,6 +395,57 @@ def full_size() -> str:
     return text + table(["step", "on disk", "peak memory", "time"], body) + "\n" + source(row) + "\n"
 
 
+def sweep() -> str:
+    rows = newest([row for row in read("sweep") if row["bench"] == "sweep_speed"], "engine", "workers")
+    kills = newest([row for row in read("sweep") if row["bench"] == "sweep_kills"], "engine")
+    if not rows:
+        return ""
+    first = rows[0]
+    samples = " and ".join(f"{count} samples of {task}" for task, count in first["samples"].items())
+    text = (
+        f"**Sweeps**: {first['configurations']} configurations by GPTQ of the demo's BLIP-2 on {samples}, as one "
+        f"`mmq sweep` and as separate `mmq quantize` and `mmq eval` ({first['separate_sampled']} configurations were "
+        f"run so, times {first['configurations'] // first['separate_sampled']}); of {first['compared']} rows compared "
+        f"{first['differ']} differ in any digit.\n\n"
+    )
+    body = [
+        [
+            "in one process" if row["engine"] == "local" else f"Ray, {row['workers']} workers",
+            f"{row['sweep_seconds']:.0f} s",
+            f"{row['separate_seconds_estimated']:.0f} s",
+            f"{row['ratio']:.1f}x",
+        ]
+        for row in rows
+    ]
+    text += table(["", "sweep", "separately", "ratio"], body) + "\n" + source(first) + "\n"
+    for row in kills:
+        engine = "In one process" if row["engine"] == "local" else "On Ray"
+        text += (
+            f"\n{engine}, killed by SIGKILL at {sum(row['kills'].values())} random moments "
+            f"({row['kills']['engine']} the command, {row['kills']['worker']} a worker) and started again: of "
+            f"{row['rows']} rows {row['lost']} are lost, {row['doubled']} doubled, "
+            f"{row['differ']} differ from an undisturbed sweep's. {source(row)}\n"
+        )
+    return text
+
+
+def analysis() -> str:
+    rows = read("analysis")
+    if not rows:
+        return ""
+    row = rows[-1]
+    body = [["the database", f"{row['database_bytes'] / 1e6:.0f} MB", "", "", ""]]
+    for name, disk in (("analyze", ""), ("report", f"{row.get('page_bytes', 0) / 1e6:.0f} MB")):
+        if f"{name}_seconds" in row:
+            times = (f"{row[f'{name}_{kind}']:.0f} s" for kind in ("seconds", "cpu_seconds"))
+            body.append([f"`mmq {name}`", disk, *times, _gb(row[f"{name}_peak_bytes"])])
+    text = (
+        f"**A large sweep**: {row['rows']:,} results of {row['groups']} models, tasks and methods, bits of nine thirds "
+        "of blocks, six metrics with intervals each.\n\n"
+    )
+    return text + table(["", "on disk", "time", "processor time", "peak memory"], body) + "\n" + source(row) + "\n"
+
+
 def _gb(count: float) -> str:
     return f"{count / 1e9:.2f} GB"
 
@@ -309,12 +459,18 @@ def updated(readme: str) -> str:
         allocation(),
         gpu(),
         gemm(),
+        against(),
+        alternating(),
+        packing(),
+        captions(),
         gptq(),
         gptq_error(),
         against_llmcompressor(),
         awq_error(),
         full_size(),
         full_size_calibrated(),
+        sweep(),
+        analysis(),
     )
     parts = [part for part in made if part]
     return head + BEGIN + "\n" + "\n".join(parts) + "\n" + END + tail

@@ -9,6 +9,7 @@
 #include "build_config.h"
 #include "cpu/kernels.h"
 #include "cpu/packing.h"
+#include "cpu/peaks.h"
 #ifdef MMQ_CUDA_ARCHS
 #include "cuda/device.h"
 #endif
@@ -271,6 +272,18 @@ PYBIND11_MODULE(_C, module) {
     module.def(
         "isa", [](const std::string& asked) { return std::string(mmq::kernels(asked).isa); },
         "instruction set in use", py::arg("isa") = "");
+    module.def(
+        "multiply_adds",
+        [](int kind, int64_t rounds, int threads) {
+            mmq::require(kind >= 0 && kind <= 2, "kind", "0 (fp32), 1 (bf16) or 2 (int8)", kind);
+            mmq::require(rounds >= 0, "rounds", "at least 0", rounds);
+            mmq::require(threads >= 1, "threads", "at least 1", threads);
+            py::gil_scoped_release unlocked;
+            return mmq::multiply_adds(static_cast<mmq::Peak>(kind), rounds, threads);
+        },
+        "multiply-adds between registers; returns how many were done, 0 where this CPU has no instruction "
+        "for the kind",
+        py::arg("kind"), py::arg("rounds"), py::arg("threads") = 1);
     module.def("isas", &mmq::runnable_isas, "instruction sets that this machine can run, best last");
     module.def("cuda_devices", &mmq::cuda_answer, "GPUs that the CUDA runtime sees, or the reason why none");
 #ifdef __clang__

@@ -54,6 +54,7 @@ def explain(layer: QuantLinear, m: int | None = None) -> str:
         n=layer.out_features,
         k=layer.in_features,
         forced=layer.pinned or None,
+        activation_bits=layer.activation_bits,
     )
     return str(choice)
 

@@ -14,12 +14,16 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
+SINGLY = {"test_cuda_mutants", "test_triton_interpreted"}
+"""Files whose tests share nothing: they come last, and fill whichever worker is idle."""
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """For `--dist loadgroup`: a file stays on one worker, for what its tests share; mutants are dealt out singly."""
+    """For `--dist loadgroup`: a file stays on one worker, for what its tests share; some are dealt out singly."""
     if not config.pluginmanager.hasplugin("xdist"):
         return
     for item in items:
-        if item.path.stem != "test_cuda_mutants":
+        if item.path.stem not in SINGLY:
             item.add_marker(pytest.mark.xdist_group(str(item.path)))
 
 

@@ -53,6 +53,8 @@ void multiply_tile(const GemmArgs& args, const FewTokens& in, int64_t tile_index
             for (int t = 0; t < TOKENS; ++t) acc[i][t] = set1(0.0f);
         }
         for (int64_t column = begin; column < end; column += kGrainColumns) {
+            if (column % kUnitColumns == 0)
+                fetch_unit<BITS>(tile.words + row_words(column, BITS) * kTileRows);
             const Grain<BITS> grain(tile, column / kGrainColumns);
             const float* x = in.x + column;
 #pragma GCC unroll 8
@@ -104,7 +106,8 @@ void gemm_few(const GemmArgs& args) {
     if (w.zero != nullptr) sum_segments(w, TOKENS, x.data(), in.columns, sums.data());
     in.x = x.data();
     in.sums = sums.data();
-    parallel_for(useful_threads(args), tiles_of(w.n), 2,
+    const int threads = useful_threads(args);
+    parallel_for(threads, tiles_of(w.n), tiles_in_a_run(args, threads),
                  [&](int64_t tile) { multiply_tile<BITS, TOKENS>(args, in, tile); });
 }
 

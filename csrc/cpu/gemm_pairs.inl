@@ -8,7 +8,8 @@
 //
 //     y[s] += scale * (sum of x[s][k] * (q[k] - c)  -  (zero - c) * sum of x[s][k])
 //
-// Few streams (up to 8), `multiply_tile`: one pass over the words; a register of 32 codes meets all streams at once.
+// Few streams (up to 4), `multiply_tiles`: one pass over the words, fetched 8 KB ahead; a register of 32 codes meets all
+// streams at once. Four streams meet two tiles at a time, so that a load of x serves two products.
 //
 // Many streams, `multiply_strip`: the codes of a segment of four tiles become a panel of bf16 pairs (32 KB, level 1), which
 // meets the streams six at a time. 4 x 6 accumulators hide the six cycles of vdpbf16ps, 10 loads feed 24 of them, and the
@@ -19,7 +20,7 @@
 //    4 tiles| 4x6  |      |      |  level 2                  for pair: acc[r][s] += panel[pair][r] . x[pair][s]
 //           +------+------+------+
 
-constexpr int kFewStreams = 8;
+constexpr int kFewStreams = 4;
 constexpr int kStripTiles = 4;
 constexpr int kStreams = 6;             // of a register block
 constexpr int64_t kBlockStreams = 264;  // y of a strip takes 66 KB
@@ -34,22 +35,6 @@ inline __m512 dot(__m512 sum, __m512i codes, __m512i x) {
 
 inline __m512i both(uint32_t pair) {
     return _mm512_set1_epi32(static_cast<int>(pair));
-}
-
-// Calls body(step) for the steps of [begin, end), unit by unit; `whole(unit)` where a unit lies inside.
-template <class Whole, class Grain2>
-inline void each_unit(int64_t begin, int64_t end, const Whole& whole, const Grain2& grain) {
-    while (begin < end) {
-        const int64_t unit = begin / kUnitColumns, unit_end = (unit + 1) * kUnitColumns;
-        if (begin == unit * kUnitColumns && unit_end <= end) {
-            whole(unit);
-        } else {
-            for (int64_t at = begin; at < std::min(end, unit_end); at += kGrainColumns) {
-                grain(unit, static_cast<int>(at % kUnitColumns) / kGrainColumns);
-            }
-        }
-        begin = unit_end;
-    }
 }
 
 // --- x as streams of pairs ---
@@ -116,6 +101,38 @@ inline float sum_pairs(const uint32_t* pairs, int64_t begin, int64_t end) {
     return static_cast<float>(_mm_cvtsd_f64(two) + _mm_cvtsd_f64(_mm_unpackhi_pd(two, two)));
 }
 
+// A block of streams in groups of almost equal size: group g holds streams [begin(g), begin(g + 1)) of it, its pairs stand
+// at x + begin(g) * pairs as [pairs][its streams], its sums at sums + begin(g) * segments as [segments][its streams].
+struct StreamBlock {
+    int64_t first, count, groups, pairs, segments;
+    uint32_t* x;
+    float* sums;
+
+    int64_t begin(int64_t group) const { return count * group / groups; }
+    int size(int64_t group) const { return static_cast<int>(begin(group + 1) - begin(group)); }
+};
+
+// Streams past the last token are zeros: cheaper than kernels for every number.
+void load_group(const GemmArgs& args, const StreamBlock& block, int64_t group, uint32_t* row) {
+    const int64_t begin = block.begin(group), size = block.size(group);
+    uint32_t* x = block.x + begin * block.pairs;
+    for (int64_t s = 0; s < size; ++s) {
+        const int64_t stream = block.first + begin + s;
+        if (stream < args.m * terms_of(args.dtype)) {
+            load_stream(args, stream, row);
+        } else {
+            std::fill_n(row, block.pairs, 0u);
+        }
+        for (int64_t i = 0; i < block.pairs; ++i) x[i * size + s] = row[i];
+        if (args.weight.zero == nullptr) continue;
+        float* sums = block.sums + begin * block.segments + s;
+        each_segment(args.weight, [&](int64_t first, int64_t end, int64_t) {
+            *sums = sum_pairs(row, first, end);
+            sums += size;
+        });
+    }
+}
+
 // Activates and stores y of a tile; the streams of a token lie `stride` apart.
 inline void store_token(const GemmArgs& args, int64_t tile, int64_t token, const float* y, int64_t stride,
                         int terms, __m512 bias) {
@@ -126,146 +143,147 @@ inline void store_token(const GemmArgs& args, int64_t tile, int64_t token, const
 
 // --- few streams ---
 
-// Streams [count][pairs], and their sums [segments][count].
-struct FewStreams {
-    int64_t pairs;
-    const uint32_t* x;
-    const float* sums;
-};
+// Tiles that streams meet at a time: two share the loads of x, one is a single run through memory.
+constexpr int tiles_at_once(int streams) {
+    return streams >= 4 ? 2 : 1;
+}
 
-template <int BITS, int STREAMS>
-void multiply_tile(const GemmArgs& args, const FewStreams& in, int64_t tile_index) {
+// The pairs of a unit, [16][STREAMS], with zeros outside columns [begin, end) of it.
+template <int STREAMS>
+inline void mask_unit(const uint32_t* x, int64_t begin, int64_t end, uint32_t* masked) {
+    for (int64_t i = 0; i < kUnitPairs; ++i) {
+        const bool inside = 2 * i >= begin && 2 * i < end;
+        for (int s = 0; s < STREAMS; ++s) masked[i * STREAMS + s] = inside ? x[i * STREAMS + s] : 0;
+    }
+}
+
+// x [pairs][STREAMS], sums [segments][STREAMS], TILES tiles -> y[STREAMS][TILES][16].
+template <int BITS, int STREAMS, int TILES>
+void multiply_tiles(const Weight& w, const uint32_t* streams, const float* sums,
+                    const int64_t (&tiles)[TILES], float* y) {
     // vdpbf16ps takes 6 cycles: with few streams, pairs take turns between accumulators.
-    constexpr int kChains = STREAMS == 1 ? 8 : STREAMS == 8 ? 2 : 4;
-    const Weight& w = args.weight;
-    const Tile<BITS> tile(w, tile_index);
-    alignas(64) float y[STREAMS * kTileRows] = {};
-    const float* sums = in.sums;
+    constexpr int kChains = STREAMS == 4 ? 2 : STREAMS == 2 ? 4 : 8;
+    const int32_t* words[TILES];
+    for (int r = 0; r < TILES; ++r) words[r] = Tile<BITS>(w, tiles[r]).words;
+    std::fill_n(y, STREAMS * TILES * kTileRows, 0.0f);
     each_segment(w, [&](int64_t begin, int64_t end, int64_t group) {
-        __m512 acc[kChains][STREAMS];
+        __m512 acc[kChains][STREAMS][TILES];
 #pragma GCC unroll 8
         for (int i = 0; i < kChains; ++i) {
-#pragma GCC unroll 8
-            for (int s = 0; s < STREAMS; ++s) acc[i][s] = _mm512_setzero_ps();
-        }
-        auto multiply_half = [&](int64_t index, int step, int half) __attribute__((always_inline)) {
-            const PairUnit<BITS> unit{tile.words + index * (BITS * kTileRows)};
-            const uint32_t* x = in.x + index * kUnitPairs + 2 * step + half;
-            const int chain = (2 * step + half) % kChains;
-            const __m512i codes = unit.template term<0>(step, half);
-#pragma GCC unroll 8
-            for (int s = 0; s < STREAMS; ++s)
-                acc[chain][s] = dot(acc[chain][s], codes, both(x[s * in.pairs]));
-            if constexpr (kTerms<BITS> == 2) {
-                const __m512i more = unit.template term<1>(step, half);
-#pragma GCC unroll 8
-                for (int s = 0; s < STREAMS; ++s)
-                    acc[chain][s] = dot(acc[chain][s], more, both(x[s * in.pairs]));
+#pragma GCC unroll 4
+            for (int s = 0; s < STREAMS; ++s) {
+#pragma GCC unroll 2
+                for (int r = 0; r < TILES; ++r) acc[i][s][r] = _mm512_setzero_ps();
             }
-        };
-        auto multiply_grain = [&](int64_t index, int grain) __attribute__((always_inline)) {
+        }
+        const int64_t stop = end == w.k ? units_of(w.k) * kUnitColumns : end;  // x is zero past k
+        for (int64_t column = begin / kUnitColumns * kUnitColumns; column < stop; column += kUnitColumns) {
+            const uint32_t* x = streams + column / 2 * STREAMS;
+            alignas(64) uint32_t masked[kUnitPairs * STREAMS];
+            if (column < begin || column + kUnitColumns > stop) {
+                // A unit that groups share: each takes it whole, with zeros for the other's columns.
+                mask_unit<STREAMS>(x, begin - column, stop - column, masked);
+                x = masked;
+            }
+            PairUnit<BITS> units[TILES];
+#pragma GCC unroll 2
+            for (int r = 0; r < TILES; ++r) {
+                units[r].words = words[r] + column / kUnitColumns * (BITS * kTileRows);
+                fetch_unit<BITS>(units[r].words);
+            }
+#pragma GCC unroll 16
+            for (int i = 0; i < kUnitPairs; ++i) {
+                __m512i codes[TILES][kTerms<BITS>];
+#pragma GCC unroll 2
+                for (int r = 0; r < TILES; ++r) {
+                    codes[r][0] = units[r].template term<0>(i / 2, i % 2);
+                    if constexpr (kTerms<BITS> == 2) codes[r][1] = units[r].template term<1>(i / 2, i % 2);
+                }
 #pragma GCC unroll 4
-            for (int i = 0; i < kGrainPairs; ++i) multiply_half(index, 2 * grain + i / 2, i % 2);
-        };
-        each_unit(
-            begin, end,
-            [&](int64_t index) __attribute__((always_inline)) {
+                for (int s = 0; s < STREAMS; ++s) {
+                    const __m512i both_x = both(x[i * STREAMS + s]);
+#pragma GCC unroll 2
+                    for (int r = 0; r < TILES; ++r) {
+                        __m512& sum = acc[i % kChains][s][r];
+                        sum = dot(sum, codes[r][0], both_x);
+                        if constexpr (kTerms<BITS> == 2) sum = dot(sum, codes[r][1], both_x);
+                    }
+                }
+            }
+        }
+#pragma GCC unroll 2
+        for (int r = 0; r < TILES; ++r) {
+            const Grid grid = load_grid<BITS>(w, tiles[r], group);
 #pragma GCC unroll 4
-                for (int grain = 0; grain < 4; ++grain) multiply_grain(index, grain);
-            },
-            [&](int64_t index, int grain) {
-                if (grain == 0) multiply_grain(index, 0);
-                if (grain == 1) multiply_grain(index, 1);
-                if (grain == 2) multiply_grain(index, 2);
-                if (grain == 3) multiply_grain(index, 3);
-            });
-        const Grid grid = load_grid<BITS>(w, tile_index, group);
-#pragma GCC unroll 8
-        for (int s = 0; s < STREAMS; ++s) {
-#pragma GCC unroll 8
-            for (int i = 1; i < kChains; ++i) acc[0][s] = add(acc[0][s], acc[i][s]);
-            if (w.zero != nullptr) acc[0][s] = fnma(grid.zero, set1(sums[s]), acc[0][s]);
-            store(y + s * kTileRows, fma(grid.scale, acc[0][s], load(y + s * kTileRows)));
+            for (int s = 0; s < STREAMS; ++s) {
+#pragma GCC unroll 3
+                for (int step = kChains / 2; step > 0; step /= 2) {
+#pragma GCC unroll 4
+                    for (int i = 0; i < step; ++i) acc[i][s][r] = add(acc[i][s][r], acc[i + step][s][r]);
+                }
+                __m512 sum = acc[0][s][r];
+                if (w.zero != nullptr) sum = fnma(grid.zero, set1(sums[s]), sum);
+                float* to = y + (s * TILES + r) * kTileRows;
+                store(to, fma(grid.scale, sum, load(to)));
+            }
         }
         sums += STREAMS;
     });
-    const F16 bias = load_bias(args, tile_index);
-    const int terms = STREAMS == 1 ? 1 : terms_of(args.dtype);
-    for (int64_t token = 0; token < args.m; ++token) {
-        store_token(args, tile_index, token, y + token * terms * kTileRows, kTileRows, terms, bias);
-    }
 }
 
 template <int BITS, int STREAMS>
 void gemm_few(const GemmArgs& args) {
+    constexpr int kTiles = tiles_at_once(STREAMS);
     const Weight& w = args.weight;
-    const int64_t count = args.m * terms_of(args.dtype), segments = count_segments(w);
-    FewStreams in;
-    in.pairs = units_of(w.k) * kUnitPairs;
-    // Missing streams are zeros: cheaper than an instantiation for every number.
-    const AlignedFloats x(STREAMS * in.pairs), all_sums(segments * STREAMS);
-    uint32_t* pairs = reinterpret_cast<uint32_t*>(x.data());
-    std::fill_n(pairs + count * in.pairs, (STREAMS - count) * in.pairs, 0u);
-    for (int64_t s = 0; s < count; ++s) load_stream(args, s, pairs + s * in.pairs);
-    float* sums = all_sums.data();
-    if (w.zero != nullptr) {
-        each_segment(w, [&](int64_t begin, int64_t end, int64_t) {
-            for (int s = 0; s < STREAMS; ++s) *sums++ = sum_pairs(pairs + s * in.pairs, begin, end);
-        });
-    }
-    in.x = pairs;
-    in.sums = all_sums.data();
+    // What one term cannot be is known here: the compiler then sees no second stream of one.
+    const int terms = STREAMS == 1 ? 1 : terms_of(args.dtype);
+    StreamBlock block = {};
+    block.groups = 1;
+    block.count = STREAMS;
+    block.pairs = units_of(w.k) * kUnitPairs;
+    block.segments = count_segments(w);
+    const AlignedFloats x((STREAMS + 1) * block.pairs), sums(STREAMS * block.segments);
+    block.x = reinterpret_cast<uint32_t*>(x.data());
+    block.sums = sums.data();
+    load_group(args, block, 0, block.x + STREAMS * block.pairs);
     const int threads = useful_threads(args);
-    const int64_t tiles = tiles_of(w.n), chunk = std::max<int64_t>(1, tiles / (8 * threads));
-    parallel_for(threads, tiles, chunk, [&](int64_t tile) { multiply_tile<BITS, STREAMS>(args, in, tile); });
+    const int64_t tiles = tiles_of(w.n), count = ceil_div(tiles, kTiles);
+    parallel_for(threads, count, ceil_div(tiles_in_a_run(args, threads), kTiles), [&](int64_t index) {
+        // The last tile stands in for the one behind it, where two are taken and their number is odd.
+        int64_t taken[kTiles];
+        for (int r = 0; r < kTiles; ++r) taken[r] = std::min(index * kTiles + r, tiles - 1);
+        alignas(64) float y[STREAMS * kTiles * kTileRows];
+        multiply_tiles<BITS, STREAMS, kTiles>(w, block.x, block.sums, taken, y);
+        for (int r = 0; r < kTiles && index * kTiles + r < tiles; ++r) {
+            const F16 bias = load_bias(args, taken[r]);
+            for (int64_t token = 0; token < args.m; ++token) {
+                const float* from = y + (token * terms * kTiles + r) * kTileRows;
+                store_token(args, taken[r], token, from, kTiles * kTileRows, terms, bias);
+            }
+        }
+    });
 }
 
 // --- many streams ---
 
-// A block of streams in groups of almost equal size: group g holds streams [first(g), first(g + 1)), its pairs begin at
-// x + first(g) * pairs as [pairs][its streams], its sums at sums + first(g) * segments as [segments][its streams].
-struct StreamBlock {
-    int64_t first, count, groups, pairs, segments;
-    uint32_t* x;
-    float* sums;
-
-    int64_t begin(int64_t group) const { return count * group / groups; }
-    int size(int64_t group) const { return static_cast<int>(begin(group + 1) - begin(group)); }
-};
-
-void load_group(const GemmArgs& args, const StreamBlock& block, int64_t group, uint32_t* row) {
-    const int64_t first = block.begin(group), size = block.size(group);
-    uint32_t* x = block.x + first * block.pairs;
-    for (int64_t s = 0; s < size; ++s) {
-        load_stream(args, block.first + first + s, row);
-        for (int64_t i = 0; i < block.pairs; ++i) x[i * size + s] = row[i];
-        if (args.weight.zero == nullptr) continue;
-        float* sums = block.sums + first * block.segments + s;
-        each_segment(args.weight, [&](int64_t begin, int64_t end, int64_t) {
-            *sums = sum_pairs(row, begin, end);
-            sums += size;
-        });
-    }
-}
-
-// One segment of TILES tiles.
+// One segment of TILES tiles, in whole units.
 template <int TILES>
 struct Panel {
-    alignas(64) uint32_t codes[kSegmentColumns / 2 * TILES * kTileRows];
+    alignas(64) uint32_t codes[(kSegmentColumns + kUnitColumns) / 2 * TILES * kTileRows];
     alignas(64) float scale[TILES * kTileRows], zero[TILES * kTileRows];
 };
 
-// y[STREAMS][TILES][16] += scale * (panel . x - zero * sum of x)
+// y[STREAMS][TILES][16] += scale * (panel . x - zero * sum of x), pairs [first, first + pairs) of the panel
 template <int TILES, int STREAMS>
-void multiply_panel(const Panel<TILES>& panel, int64_t pairs, const uint32_t* x, const float* sums,
-                    float* y) {
+void multiply_panel(const Panel<TILES>& panel, int64_t first, int64_t pairs, const uint32_t* x,
+                    const float* sums, float* y) {
     __m512 acc[STREAMS][TILES];
 #pragma GCC unroll 8
     for (int s = 0; s < STREAMS; ++s) {
 #pragma GCC unroll 4
         for (int r = 0; r < TILES; ++r) acc[s][r] = _mm512_setzero_ps();
     }
-    const uint32_t* codes = panel.codes;
+    const uint32_t* codes = panel.codes + first * TILES * kTileRows;
     for (int64_t pair = 0; pair < pairs; ++pair, codes += TILES * kTileRows, x += STREAMS) {
         __m512i w[TILES];
 #pragma GCC unroll 4
@@ -289,44 +307,30 @@ void multiply_panel(const Panel<TILES>& panel, int64_t pairs, const uint32_t* x,
 }
 
 template <int TILES>
-using MultiplyPanel = void (*)(const Panel<TILES>&, int64_t, const uint32_t*, const float*, float*);
+using MultiplyPanel = void (*)(const Panel<TILES>&, int64_t, int64_t, const uint32_t*, const float*, float*);
 
 template <int TILES>
 constexpr MultiplyPanel<TILES> kMultiplyPanel[kStreams] = {
     multiply_panel<TILES, 1>, multiply_panel<TILES, 2>, multiply_panel<TILES, 3>,
     multiply_panel<TILES, 4>, multiply_panel<TILES, 5>, multiply_panel<TILES, 6>};
 
-// Segment [begin, end) of one tile -> its part of a panel.
+// The units of columns [begin, end) of one tile -> its part of a panel.
 template <int BITS, int TILES>
 void decode_pairs(const Weight& w, int64_t tile_index, int64_t begin, int64_t end, uint32_t* panel) {
-    const Tile<BITS> tile(w, tile_index);
-    const int64_t ahead = (end - begin) / kUnitColumns * (BITS * kTileRows);
-    auto decode_grain = [&](int64_t index, int grain) __attribute__((always_inline)) {
-        const PairUnit<BITS> unit{tile.words + index * (BITS * kTileRows)};
-#pragma GCC unroll 2
-        for (int step = 2 * grain; step < 2 * grain + 2; ++step) {
+    const int64_t first = begin / kUnitColumns, last = units_of(end);
+    const int32_t* words = Tile<BITS>(w, tile_index).words;
+    for (int64_t index = first; index < last; ++index) {
+        const PairUnit<BITS> unit{words + index * (BITS * kTileRows)};
+        fetch_unit<BITS>(unit.words, (last - first) * (BITS * kTileRows));  // of the next segment
+#pragma GCC unroll 8
+        for (int step = 0; step < kUnitColumns / kStepColumns; ++step) {
             __m512i pairs[2];
             unit.single(step, pairs);
             _mm512_store_si512(panel, pairs[0]);
             _mm512_store_si512(panel + TILES * kTileRows, pairs[1]);
             panel += 2 * TILES * kTileRows;
         }
-    };
-    each_unit(
-        begin, end,
-        [&](int64_t index) __attribute__((always_inline)) {
-            const int32_t* next = tile.words + index * (BITS * kTileRows) + ahead;
-#pragma GCC unroll 8
-            for (int i = 0; i < BITS; ++i) _mm_prefetch(next + i * kTileRows, _MM_HINT_T0);
-#pragma GCC unroll 4
-            for (int grain = 0; grain < 4; ++grain) decode_grain(index, grain);
-        },
-        [&](int64_t index, int grain) {
-            if (grain == 0) decode_grain(index, 0);
-            if (grain == 1) decode_grain(index, 1);
-            if (grain == 2) decode_grain(index, 2);
-            if (grain == 3) decode_grain(index, 3);
-        });
+    }
 }
 
 template <int BITS, int TILES>
@@ -349,7 +353,8 @@ void multiply_strip(const GemmArgs& args, const StreamBlock& block, int64_t firs
             const uint32_t* x = block.x + first * block.pairs + begin / 2 * size;
             const float* sums =
                 w.zero == nullptr ? nullptr : block.sums + first * block.segments + segment * size;
-            kMultiplyPanel<TILES>[size - 1](panel, pairs, x, sums, y + first* TILES* kTileRows);
+            kMultiplyPanel<TILES>[size - 1](panel, begin % kUnitColumns / 2, pairs, x, sums,
+                                            y + first* TILES* kTileRows);
         }
         ++segment;
     });
@@ -402,7 +407,6 @@ template <int BITS>
 void gemm_bits(const GemmArgs& args) {
     const int64_t streams = args.m * terms_of(args.dtype);
     if (streams > kFewStreams) return gemm_many<BITS>(args);
-    if (streams > 4) return gemm_few<BITS, 8>(args);
     if (streams > 2) return gemm_few<BITS, 4>(args);
     if (streams > 1) return gemm_few<BITS, 2>(args);
     if (streams > 0) return gemm_few<BITS, 1>(args);

@@ -29,6 +29,11 @@ inline int useful_threads(const GemmArgs& args) {
     return static_cast<int>(std::clamp<int64_t>(work / kLeastWork, 1, args.threads));
 }
 
+// Neighbouring tiles that a thread takes at a time: long runs through memory, several for every thread.
+inline int64_t tiles_in_a_run(const GemmArgs& args, int threads) {
+    return std::max<int64_t>(1, tiles_of(args.weight.n) / (8 * threads));
+}
+
 // The bias of 16 rows, zeros where there is none.
 inline F16 load_bias(const GemmArgs& args, int64_t tile) {
     float bias[kTileRows] = {};

@@ -20,6 +20,9 @@ from mmq_kernels.spec import QuantSpec
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "quick_gelu", "silu")
 """Epilogues that every backend's gemm can fuse; `gelu` is the erf form, `quick_gelu` is x * sigmoid(1.702 x)."""
 
+ACTIVATION_BITS = (16, 8)
+"""What x is multiplied as: 16, as it is; 8, rounded to integers token by token (`integer.quantize_tokens`)."""
+
 _WHERE = {
     "cuda": "mmq_kernels.backends.cuda:CudaBackend",
     "triton": "mmq_kernels.backends.triton:TritonBackend",
@@ -78,6 +81,7 @@ class Call:
     n: int | None = None
     k: int | None = None
     asked: str | None = None
+    activation_bits: int = 16
 
 
 class Backend(ABC):
@@ -88,6 +92,8 @@ class Backend(ABC):
     """Name of the runtime layout that `prepack` makes."""
     kernels: ClassVar[tuple[str, ...]] = ()
     """Names of its ways to multiply, where it has several."""
+    activation_bits: ClassVar[tuple[int, ...]] = (16,)
+    """Of `ACTIVATION_BITS` those that it multiplies."""
 
     @abstractmethod
     def why_unavailable(self) -> str | None:
@@ -131,6 +137,21 @@ class Backend(ABC):
 
         x is contiguous; `transformed` is what `perm` and `input_scale` mean; `kernel` is one of `self.kernels`.
         """
+
+    def gemm_integer(
+        self,
+        x: Tensor,
+        runtime: RuntimeWeight,
+        bias: Tensor | None,
+        spec: QuantSpec,
+        n: int,
+        layout: str,
+        activation: str,
+        perm: Tensor | None = None,
+        input_scale: Tensor | None = None,
+    ) -> Tensor:
+        """The same with x rounded to 8 bits; `mmq_kernels.backends.integer` has the equations."""
+        raise NotImplementedError(f"{self.name} multiplies no activations of 8 bits")
 
     @abstractmethod
     def dequantize(

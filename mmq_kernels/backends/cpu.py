@@ -34,6 +34,7 @@ class CpuBackend(Backend):
 
     name = "cpu"
     layout = "cpu"
+    activation_bits = (16, 8)
 
     def why_unavailable(self) -> str | None:
         return _native.why_missing()
@@ -81,6 +82,35 @@ class CpuBackend(Backend):
         isa: str = "",
     ) -> Tensor:
         x = transformed(x, perm, input_scale)
+        return self._multiply(x, runtime, bias, spec, n, activation, 16, isa)
+
+    def gemm_integer(
+        self,
+        x: Tensor,
+        runtime: RuntimeWeight,
+        bias: Tensor | None,
+        spec: QuantSpec,
+        n: int,
+        layout: str,
+        activation: str,
+        perm: Tensor | None = None,
+        input_scale: Tensor | None = None,
+        isa: str = "",
+    ) -> Tensor:
+        x = transformed(x, perm, input_scale)
+        return self._multiply(x, runtime, bias, spec, n, activation, 8, isa)
+
+    def _multiply(
+        self,
+        x: Tensor,
+        runtime: RuntimeWeight,
+        bias: Tensor | None,
+        spec: QuantSpec,
+        n: int,
+        activation: str,
+        activation_bits: int,
+        isa: str,
+    ) -> Tensor:
         m, k = x.shape
         weight, scale, zero = _contiguous(runtime)
         bias = None if bias is None else bias.detach().to(x.dtype).contiguous()
@@ -97,6 +127,7 @@ class CpuBackend(Backend):
             ACTIVATIONS.index(activation),
             torch.get_num_threads(),
             isa,
+            activation_bits,
         )
         return y
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from mmq_kernels import backends, packing
 from mmq_kernels.backends import Call, PackedWeight, RuntimeWeight, transformed
+from mmq_kernels.backends.integer import multiply_integers
 from mmq_kernels.backends.planes import PlanesBackend
 from mmq_kernels.spec import QuantSpec
 
@@ -15,11 +16,14 @@ class ReferenceBackend(PlanesBackend):
     """Reads every layout, by way of the on-disk tensors."""
 
     name = "reference"
+    activation_bits = (16, 8)
 
     def why_unavailable(self) -> str | None:
         return None
 
     def why_not(self, call: Call) -> str | None:
+        if call.activation_bits != 16 and call.device.type != "cpu":
+            return f"activation_bits {call.activation_bits} is for the CPU, the device is {call.device.type}"
         return None
 
     def gemm(
@@ -41,6 +45,25 @@ class ReferenceBackend(PlanesBackend):
             y = x.float() @ weight.t()
         if bias is not None:
             y += bias.float()
+        return activate(y, activation).to(x.dtype)
+
+    def gemm_integer(
+        self,
+        x: Tensor,
+        runtime: RuntimeWeight,
+        bias: Tensor | None,
+        spec: QuantSpec,
+        n: int,
+        layout: str,
+        activation: str,
+        perm: Tensor | None = None,
+        input_scale: Tensor | None = None,
+    ) -> Tensor:
+        x = transformed(x, perm, input_scale)
+        packed = backends.backend_of_layout(layout).unprepack(runtime, spec, n, x.shape[1])
+        y = multiply_integers(x, packed, spec, n)
+        if bias is not None:
+            y += bias.to(x.dtype).float()
         return activate(y, activation).to(x.dtype)
 
     def dequantize(

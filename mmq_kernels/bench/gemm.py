@@ -8,13 +8,16 @@ share of the machine's own limit it is: the longer of moving the bytes and of mu
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 import mmq_kernels
 from mmq_kernels.bench.layers import pinned, random_layer, twin
+from mmq_kernels.bench.peers import Calls, peers
 from mmq_kernels.bench.record import Row
 from mmq_kernels.bench.setting import Setting
 from mmq_kernels.bench.shapes import Shape
@@ -50,12 +53,17 @@ def bench_gemm(
     *,
     activation: str = "none",
     beside: Sequence[str] = (),
+    rounded: bool = False,
+    against: bool = False,
 ) -> Iterator[Row]:
     """A row for each shape, group size, width and number of tokens.
 
     Args:
         activation: none, or gelu: a bias is then added and the activation fused, and torch calls it by itself.
         beside: backends ("triton"), or kernels of them ("cuda/dense"), that are timed in the same turns.
+        rounded: time the same layers with activations of 8 bits too.
+        against: time the packed products of others too (`mmq_kernels.bench.peers`), each by itself: their threads are
+            not torch's.
 
     Raises:
         RuntimeError: for a backend that cannot serve here.
@@ -65,9 +73,13 @@ def bench_gemm(
         for group in groups:
             for width in bits:
                 layers = _packed(setting, shape, QuantSpec(width, group), activation)
-                others = {name: _copies(setting, pinned(layers[0], name)) for name in beside}
+                others = {name: copies(setting, pinned(layers[0], name)) for name in beside}
+                rivals = peers(setting, shape.n, shape.k, width, group) if against else {}
                 for m in tokens:
-                    yield _row(setting, shape, layers, others, dense, m)
+                    yield _row(setting, shape, layers, others, dense, m, rounded) | _against(
+                        setting, shape.k, m, rivals
+                    )
+                del rivals
 
 
 def _dense(setting: Setting, shape: Shape, dtype: torch.dtype) -> list[Tensor]:
@@ -78,10 +90,11 @@ def _dense(setting: Setting, shape: Shape, dtype: torch.dtype) -> list[Tensor]:
 def _packed(setting: Setting, shape: Shape, spec: QuantSpec, activation: str) -> list[QuantLinear]:
     bias = activation != "none"
     first = random_layer(shape.n, shape.k, spec, setting.device, setting.dtype, bias=bias, activation=activation)
-    return _copies(setting, first)
+    return copies(setting, first)
 
 
-def _copies(setting: Setting, first: QuantLinear) -> list[QuantLinear]:
+def copies(setting: Setting, first: QuantLinear) -> list[QuantLinear]:
+    """A layer, and as many twins of it as take up what weights rotate through."""
     return [first] + [twin(first) for _ in range(setting.copies(first.packed_bytes) - 1)]
 
 
@@ -92,14 +105,17 @@ def _row(
     others: dict[str, list[QuantLinear]],
     dense: dict[str, list[Tensor]],
     m: int,
+    rounded: bool,
 ) -> Row:
     first, n, k = layers[0], shape.n, shape.k
     x = torch.randn(m, k, device=setting.device)
     bias = dict(first.named_parameters()).get("bias")
     limits, moved = setting.limits, moved_bytes(first, m, setting.dtype)
     calls: dict[str, Rotation] = {"packed": _packed_calls(layers, x.to(setting.dtype))}
-    for name, copies in others.items():
-        calls[name] = _packed_calls(copies, x.to(setting.dtype))
+    for name, twins in others.items():
+        calls[name] = _packed_calls(twins, x.to(setting.dtype))
+    if rounded:
+        calls["a8"] = Rotation([partial(_rounded, layer, x.to(setting.dtype)) for layer in layers])
     for name, weights in dense.items():
         calls[name] = _dense_calls(weights, x.to(weights[0].dtype), bias, first.activation)
     took = setting.timed(calls)
@@ -134,9 +150,32 @@ def _row(
         row[f"torch_{name}_us"] = took[name]["us"]
         row[f"x_torch_{name}"] = took[name]["us"] / packed["us"]
         row[f"x_torch_{name}_best"] = took[name]["us_min"] / packed["us_min"]
+    if rounded:
+        row["a8_us"] = took["a8"]["us"]
+        row["x_a8"] = packed["us"] / took["a8"]["us"]
+        row["peak_int8_tops"] = setting.limits.int8_tops
+        a8_limit = limits.us(moved, operations(m, n, k), limits.int8_tops or limits.tflops)
+        row["a8_share_of_limit"] = a8_limit / took["a8"]["us"]
     for name in others:
         row[f"{name}_us"] = took[name]["us"]
         row[f"{name}_x_torch_{setting.dtype_name}"] = took[setting.dtype_name]["us"] / took[name]["us"]
+    return row
+
+
+def _rounded(layer: QuantLinear, x: Tensor) -> Tensor:
+    layer.activation_bits = 8
+    y = layer(x)
+    layer.activation_bits = 16
+    return y
+
+
+def _against(setting: Setting, k: int, m: int, rivals: dict[str, Calls]) -> Row:
+    """Microseconds of what `peers` found."""
+    x = torch.randn(m, k)
+    row = {}
+    for name, calls in rivals.items():
+        time.sleep(0.05)  # a pool that has nothing to do turns in circles for a while
+        row[f"{name}_us"] = setting.timed({name: calls(x)})[name]["us"]
     return row
 
 

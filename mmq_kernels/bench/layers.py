@@ -57,6 +57,7 @@ def twin(layer: QuantLinear) -> QuantLinear:
         scale_dtype=layer.scale_runtime.dtype,
     )
     copy.backend = layer.pinned
+    copy.activation_bits = layer.activation_bits
     theirs = {**dict(layer.named_buffers()), **dict(layer.named_parameters())}
     for name, ours in (*copy.named_buffers(), *copy.named_parameters()):
         ours.data.copy_(theirs[name])

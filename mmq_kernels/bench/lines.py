@@ -37,6 +37,14 @@ def _subject(row: Row) -> str:
         return f"{row['block']} block {stored}"
     if row["bench"] == "decode":
         return f"{row['new_tokens']} tokens {stored}"
+    if row["bench"] == "captions":
+        rate, held = row["captions_per_second"], row["held_bytes"] / 1e6
+        return f"{stored}, x in {row['activation_bits']}: {rate:.1f} captions/s, {held:.2f} MB"
+    if row["bench"] == "packing":
+        steps = ("pack", "unpack", "prepack", "unprepack", "rtn")
+        return f"{stored}, s per 1e9: " + ", ".join(f"{step} {row[f'{step}_seconds_per_1e9']:.2f}" for step in steps)
+    if row["bench"] == "alternating":
+        return f"torch and {stored} in turn: {row['overhead']:+.1%}"
     return f"{row['bench']} {row['n']}x{row['k']} {stored}"
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import torch
 
-from mmq_kernels.bench.timing import Call, Clock, matmul_rate, read_bandwidth, timed
+from mmq_kernels.bench.timing import Call, Clock, matmul_rate, peak_rate, read_bandwidth, timed
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -26,15 +26,17 @@ class Limits:
 
     Attributes:
         gb_per_s: see `timing.read_bandwidth`.
-        tflops: TFLOP/s, see `timing.matmul_rate`.
+        tflops: TFLOP/s, see `timing.matmul_rate`; on a CPU `timing.peak_rate`, where that is higher.
+        int8_tops: the same of integers of 8 bits; 0 where nothing measures it.
     """
 
     gb_per_s: float
     tflops: float
+    int8_tops: float = 0.0
 
-    def us(self, moved_bytes: float, operations: float) -> float:
+    def us(self, moved_bytes: float, operations: float, tflops: float | None = None) -> float:
         """Microseconds that the slower of moving bytes and multiplying takes at least."""
-        return max(moved_bytes / self.gb_per_s / 1e3, operations / self.tflops / 1e6)
+        return max(moved_bytes / self.gb_per_s / 1e3, operations / (tflops or self.tflops) / 1e6)
 
 
 @dataclass(frozen=True)
@@ -89,10 +91,13 @@ class Setting:
     def limits(self) -> Limits:
         """Measured when first asked for."""
         sizes = (512,) if self.quick else None
-        return Limits(
-            read_bandwidth(self.device, self.seconds, clock=self.clock),
-            matmul_rate(self.device, self.dtype, self.seconds, sizes=sizes, clock=self.clock),
-        )
+        bandwidth = read_bandwidth(self.device, self.seconds, clock=self.clock)
+        matmul = matmul_rate(self.device, self.dtype, self.seconds, sizes=sizes, clock=self.clock)
+        if self.device.type == "cuda":
+            return Limits(bandwidth, matmul)
+        name = "bf16" if self.dtype_name == "bf16" else "fp32"
+        peaks = {kind: peak_rate(kind, clock=self.clock) for kind in (name, "int8")}
+        return Limits(bandwidth, max(matmul, peaks[name]), peaks["int8"])
 
     def copies(self, weight_bytes: int) -> int:
         """How many copies of a weight take up `rotated_bytes`; at least 2."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
+from mmq_kernels import _native
+
 Call = Callable[[int], object]
 """A call gets the number of its repetition, and picks its weight by that."""
 
@@ -187,6 +189,24 @@ def matmul_rate(
         took = timed({"": lambda _, a=a, b=b: a @ b}, seconds, device, clock=clock)[""]  # type: ignore[misc]
         rates.append(2 * size**3 / took["us"] / 1e6)
     return max(rates)
+
+
+PEAKS = ("fp32", "bf16", "int8")
+"""In the order of csrc/cpu/peaks.h."""
+
+
+def peak_rate(kind: str, *, rounds: int = 7, clock: Clock = time.perf_counter) -> float:
+    """TFLOP/s (of "int8" TOP/s) of nothing but multiply-adds between registers, by the best instruction that this CPU
+    has for the kind, on torch's threads; 0 where it has none or the extension is missing.
+    """
+    if not _native.available():
+        return 0.0
+    threads, best = torch.get_num_threads(), 0.0
+    for _ in range(rounds):
+        begin = clock()
+        done = _native.module().multiply_adds(PEAKS.index(kind), 100_000, threads)
+        best = max(best, 2 * done / (clock() - begin) / 1e12)
+    return best
 
 
 def synchronize(device: torch.device) -> None:

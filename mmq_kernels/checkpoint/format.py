@@ -19,7 +19,14 @@ import zlib
 from typing import Any, Final, Literal, NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from torch import nn
 
 from mmq_kernels import __version__
@@ -34,12 +41,15 @@ KEY = "quantization_config"
 
 
 class Stored(NamedTuple):
-    """How one layer is stored: the spec, the dtype its weight had, and which optional tensors it has."""
+    """How one layer is stored: the spec, the dtype its weight had, which optional tensors it has, and what its inputs
+    are multiplied as.
+    """
 
     spec: QuantSpec
     dtype: torch.dtype
     activation_order: bool = False
     input_scale: bool = False
+    activation_bits: int = 16
 
 
 class Group(BaseModel):
@@ -52,6 +62,7 @@ class Group(BaseModel):
     symmetric: bool
     activation_order: bool = False
     input_scale: bool = False
+    activation_bits: Literal[16, 8] = 16
     dtype: Literal["float16", "bfloat16", "float32"]
     layers: list[str]
 
@@ -60,10 +71,18 @@ class Group(BaseModel):
         QuantSpec(self.bits, self.group_size, self.symmetric)
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_default(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Files without rounded activations are as they were before there were any."""
+        content = dump(self)
+        if self.activation_bits == 16:
+            del content["activation_bits"]
+        return content
+
     @property
     def stored(self) -> Stored:
         spec = QuantSpec(self.bits, self.group_size, self.symmetric)
-        return Stored(spec, getattr(torch, self.dtype), self.activation_order, self.input_scale)
+        return Stored(spec, getattr(torch, self.dtype), self.activation_order, self.input_scale, self.activation_bits)
 
 
 class Description(BaseModel):
@@ -118,6 +137,7 @@ def describe(layers: dict[str, Stored], recipe: str = "") -> Description:
             symmetric=stored.spec.symmetric,
             activation_order=stored.activation_order,
             input_scale=stored.input_scale,
+            activation_bits=stored.activation_bits,  # type: ignore[arg-type]
             dtype=str(stored.dtype).removeprefix("torch."),  # type: ignore[arg-type]
             layers=alike,
         )
@@ -148,7 +168,7 @@ def stored_layer(name: str, module: nn.Module) -> dict[str, Stored]:
             f"activation must be 'none' in a layer to be saved, got {module.activation!r} (layer {name})"
         )
     scaled = module.weight_input_scale is not None
-    return {name: Stored(module.spec, module.dtype, module.activation_order, scaled)}
+    return {name: Stored(module.spec, module.dtype, module.activation_order, scaled, module.activation_bits)}
 
 
 def parse(content: Any, where: str) -> Description:

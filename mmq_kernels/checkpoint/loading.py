@@ -17,11 +17,11 @@ from transformers import AutoConfig, AutoProcessor, GenerationConfig
 
 from mmq_kernels.checkpoint.errors import CheckpointError, shortened
 from mmq_kernels.checkpoint.folder import CONFIG, GENERATION_CONFIG, read_config
-from mmq_kernels.checkpoint.format import KEY, Stored, parse
+from mmq_kernels.checkpoint.format import KEY, Stored, describe, parse, stored_layers
 from mmq_kernels.checkpoint.names import Names
 from mmq_kernels.checkpoint.shards import Folder
 from mmq_kernels.checkpoint.skeleton import architecture, build_skeleton, is_derived, places, tied_names
-from mmq_kernels.nn import QuantLinear
+from mmq_kernels.nn import QuantLinear, set_activation_bits
 from mmq_kernels.nn.on_disk import ON_DISK
 
 FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -33,6 +33,7 @@ def load(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    activation_bits: int | None = None,
 ) -> nn.Module:
     """A model in eval mode, from a folder that `save` wrote, any safetensors folder of transformers, or the hub.
 
@@ -43,7 +44,11 @@ def load(
             on the CPU, where fp16 arithmetic is slow and inexact. With fp16, modules that transformers keeps in fp32
             stay as stored.
 
+        activation_bits: of every packed layer, see `QuantLinear.activation_bits`: 8 is faster on a CPU and less exact.
+            Default as stored, which is 16 unless a model with other layers was saved.
+
     Raises:
+        ValueError: for activation_bits other than 16 and 8.
         CheckpointError: for a folder that is no model, and for missing, truncated, unknown or wrongly shaped tensors,
             naming tensor and file. Pickled weights are refused: they are never opened.
     """
@@ -59,6 +64,9 @@ def load(
     model: Any = build_skeleton(path)
     _fill(model, Folder(path), description.layers, device, chosen_dtype(content.get("dtype"), device, dtype))
     read_generation_config(model, path)
+    if activation_bits is not None:
+        set_activation_bits(model, activation_bits)
+        description = describe(stored_layers(model), description.recipe)
     model.config.quantization_config = description.model_dump()
     return model.to(device)
 
@@ -231,6 +239,7 @@ def _swap_in(
         )
     except ValueError as error:
         raise CheckpointError(f"{file}: layer {name}: {error}") from None
+    packed.activation_bits = stored.activation_bits
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, packed.eval())
     return {f"{name}.{own}" for own in names}

@@ -68,9 +68,11 @@ class StoredLinear(nn.Module):
         if self.bias is not None:
             tensors["bias"] = self.bias.detach()
         try:
-            return QuantLinear.from_tensors(tensors, self.stored.spec, dtype=self.dtype)
+            layer = QuantLinear.from_tensors(tensors, self.stored.spec, dtype=self.dtype)
         except ValueError as error:
             raise CheckpointError(f"{self.folder.path}: layer {self.name}: {error}") from None
+        layer.activation_bits = self.stored.activation_bits
+        return layer
 
     def _as_stored(self, own: str) -> Tensor:
         tensor = self.get_buffer(own)

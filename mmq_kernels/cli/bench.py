@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mmq_kernels.bench.setting import Setting
     from mmq_kernels.bench.shapes import Shape
 
-SUITES = ("gemm", "gptq", "blocks", "decode")
+SUITES = ("gemm", "gptq", "blocks", "decode", "demo", "threads")
 _DEFAULT_SUITES = ("gemm", "gptq")
 _DEFAULT_SHAPES = "vit.fc1,opt.fc1,square.4096"
 _QUICK_SHAPES = "qformer.attention"
@@ -44,6 +44,16 @@ def bench(
     beside: Annotated[
         str, typer.Option(help="Backends or kernels to time in the same turns of the suite gemm: triton,cuda/dense.")
     ] = "",
+    rounded: Annotated[
+        bool, typer.Option("--rounded", help="Time activations of 8 bits too, in the suite gemm on a CPU.")
+    ] = False,
+    against: Annotated[
+        bool,
+        typer.Option("--against", help="Time torch's int4 kernel and ONNX Runtime too, in the suite gemm on a CPU."),
+    ] = False,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="The suite demo: captions/s and memory of the demo's BLIP-2.")
+    ] = False,
     dtype: Annotated[str | None, typer.Option(help="fp16 (default on cuda), bf16 or fp32 (default on a CPU).")] = None,
     seconds: Annotated[float | None, typer.Option(help="Time for each row; default 0.5.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small and rough: whether it runs, not how fast.")] = False,
@@ -57,7 +67,7 @@ def bench(
     from mmq_kernels.bench.roofline import write_roofline
     from mmq_kernels.bench.setting import DTYPES, Setting
 
-    chosen = list(dict.fromkeys(suites or _DEFAULT_SUITES))
+    chosen = list(dict.fromkeys([*(suites or []), *(["demo"] if demo else [])] or _DEFAULT_SUITES))
     for suite in chosen:
         if suite not in SUITES:
             raise ValueError(f"SUITE must be one of {', '.join(SUITES)}, got {suite!r}")
@@ -68,13 +78,17 @@ def bench(
     if seconds is not None and not seconds > 0:
         raise ValueError(f"--seconds must be positive, got {seconds}")
     target = chosen_device(device)
+    if (rounded or against) and target.type != "cpu":
+        raise ValueError(f"--rounded and --against must be measured on the CPU, got --device {target}")
     setting = Setting.standard(target, dtype_name=dtype, seconds=seconds, quick=quick)
     widths = _numbers("--bits", bits, "from 2 to 8", lambda value: value in BITS)
     parts = {
-        "gemm": lambda: _gemm(setting, widths, groups, tokens, shapes, beside),
+        "gemm": lambda: _gemm(setting, widths, groups, tokens, shapes, beside, rounded, against),
         "gptq": lambda: _gptq(setting),
         "blocks": lambda: _blocks(setting, widths),
         "decode": lambda: _decode(setting, widths),
+        "demo": lambda: _demo(setting, widths),
+        "threads": lambda: _threads(setting),
     }
     running = [parts[suite]() for suite in chosen]
     about, rows = provenance(), []
@@ -92,7 +106,16 @@ def bench(
         _print(rows, about, [path for path in (out, roofline) if path])
 
 
-def _gemm(setting: Setting, bits: list[int], groups: str, tokens: str | None, shapes: str | None, beside: str) -> Part:
+def _gemm(
+    setting: Setting,
+    bits: list[int],
+    groups: str,
+    tokens: str | None,
+    shapes: str | None,
+    beside: str,
+    rounded: bool,
+    against: bool,
+) -> Part:
     from mmq_kernels.bench.gemm import bench_gemm
 
     default = _QUICK_TOKENS if setting.quick else _CUDA_TOKENS if setting.device.type == "cuda" else _CPU_TOKENS
@@ -106,7 +129,9 @@ def _gemm(setting: Setting, bits: list[int], groups: str, tokens: str | None, sh
     chosen = _shapes(shapes or (_QUICK_SHAPES if setting.quick else _DEFAULT_SHAPES))
     count = len(chosen) * len(sizes) * len(bits) * len(rows_of_x)
     others = tuple(filter(None, beside.split(",")))
-    return Part(count, bench_gemm(setting, chosen, bits, sizes, rows_of_x, beside=others))
+    return Part(
+        count, bench_gemm(setting, chosen, bits, sizes, rows_of_x, beside=others, rounded=rounded, against=against)
+    )
 
 
 def _gptq(setting: Setting) -> Part:
@@ -126,6 +151,21 @@ def _decode(setting: Setting, bits: list[int]) -> Part:
     from mmq_kernels.bench.decode import bench_decode
 
     return Part(len(bits), bench_decode(setting, bits))
+
+
+def _demo(setting: Setting, bits: list[int]) -> Part:
+    from mmq_kernels.bench.captions import bench_captions
+    from mmq_kernels.demo import weights_folder
+
+    images = 2 if setting.quick else 32
+    ways = 2 if setting.device.type == "cpu" else 1
+    return Part(ways * len(bits), bench_captions(setting, weights_folder("blip2"), bits, images=images))
+
+
+def _threads(setting: Setting) -> Part:
+    from mmq_kernels.bench.alternating import bench_alternating
+
+    return Part(1, bench_alternating(setting, size=256 if setting.quick else 2048))
 
 
 def _numbers(option: str, text: str, requirement: str, valid: Callable[[int], bool]) -> list[int]:

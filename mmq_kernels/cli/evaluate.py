@@ -25,6 +25,9 @@ def evaluate(
     top_k: Annotated[int, typer.Option(help="Retrieval: candidates that the matching head re-ranks.")] = 128,
     captions_per_image: Annotated[int | None, typer.Option(help="Retrieval: of each image's captions.")] = None,
     seed: Annotated[int, typer.Option(help="Of the draw and the intervals.")] = 0,
+    activation_bits: Annotated[
+        int | None, typer.Option(help="8: packed layers round each token's activations to 8 bits; default as saved.")
+    ] = None,
     predictions: Annotated[
         Path | None, typer.Option(help="Write every prediction here, JSON lines; what is done is kept beside it.")
     ] = None,
@@ -55,7 +58,9 @@ def evaluate(
             prepared = evaluation.prepare(
                 task, data, processor, split=split, limit=limit, seed=seed, captions_per_image=captions_per_image
             )
-            loaded = checkpoint.load(model, device=rank_device(team, chosen_device(device)))
+            loaded = checkpoint.load(
+                model, device=rank_device(team, chosen_device(device)), activation_bits=activation_bits
+            )
         with progress_bar(f"{task}, {model}") if team.leads else nullcontext() as bar:
             result = evaluation.evaluate_prepared(
                 loaded,
@@ -64,7 +69,7 @@ def evaluate(
                 predictions=predictions,
                 resume=resume,
                 team=team,
-                progress=bar.told(f"{task}, {model}") if bar else None,
+                progress=None if bar is None else bar.told(f"{task}, {model}"),
             )
         if not team.leads:
             return
@@ -81,7 +86,7 @@ def score(
     against: Annotated[
         Path | None, typer.Option(help="Predictions on the same samples: metrics as differences to theirs.")
     ] = None,
-    task: Annotated[str | None, typer.Option(help="Default: told by the records.")] = None,
+    task: Annotated[str | None, typer.Option(help="That they have to be of.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of the intervals. Default: that of the run.")] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Of captions: ptb, plain or auto. Default: that of the run.")
@@ -135,6 +140,10 @@ def _print_metrics(console: Console, report: dict[str, Any], title: str) -> None
         limits = f"{_shown(around['low'])} .. {_shown(around['high'])}" if around else ""
         table.add_row(name, _shown(value), limits)
     console.print(table)
+    for name, why in report["settings"].get("not_computed", {}).items():
+        console.print(f"{name} not computed: {why}", markup=False, highlight=False, soft_wrap=True)
+    if report["settings"].get("tokenizer") == "plain":
+        console.print("captions tokenized by plain, not by PTB as in published numbers, which needs Java")
     for kind, values in report["breakdown"].items():
         console.print(f"{kind}: " + ", ".join(f"{name} {value:.3f}" for name, value in values.items()))
 

@@ -37,6 +37,9 @@ def quantize(
     grid: Annotated[str | None, typer.Option(help="Of GPTQ's groups: minmax (default), percentile, or search.")] = None,
     percentile: Annotated[float | None, typer.Option(help="Of --grid percentile; default 99.")] = None,
     block_size: Annotated[int | None, typer.Option(help="Columns of a block of GPTQ's; default 128.")] = None,
+    catch_up: Annotated[
+        float | None, typer.Option(help="0 (default) to 1: how far GPTQ makes good what earlier blocks lost.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on behind the blocks that a killed run left.")] = False,
     device: Annotated[str | None, typer.Option(help="Default: cuda if there is one, else cpu.")] = None,
     json: Json = False,
@@ -61,6 +64,7 @@ def quantize(
         "grid": grid,
         "percentile": percentile,
         "block_size": block_size,
+        "catch_up": catch_up,
     }
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     source = CalibrationSource.parse(calibrate or [], samples, seed)

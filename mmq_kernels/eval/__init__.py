@@ -1,6 +1,6 @@
 """Datasets in their publishers' layouts, batched predictions, official metrics, and what a model weighs."""
 
-from mmq_kernels.eval.bootstrap import Interval, MetricSamples, interval, paired_interval, ratio_interval
+from mmq_kernels.eval.bootstrap import CorpusSamples, Interval, MetricSamples, interval, paired_interval, ratio_interval
 from mmq_kernels.eval.datasets import (
     SPLITS,
     TASKS,
@@ -24,6 +24,7 @@ __all__ = [
     "SPLITS",
     "TASKS",
     "CaptionSample",
+    "CorpusSamples",
     "DataError",
     "EvalOptions",
     "EvalResult",

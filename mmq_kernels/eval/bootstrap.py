@@ -1,15 +1,15 @@
-"""Seeded bootstrap intervals of ratios of sums, plain and paired on the same samples.
+"""Seeded bootstrap intervals, plain and paired on the same samples.
 
-Every metric here is ``sum(numerator) / sum(denominator)`` over samples: accuracy and CIDEr (denominator 1),
-NLL per token (denominator: tokens), recall (numerator: hit or not). Samples that share an image are not
-independent, so the unit drawn is the cluster (the image), not the sample.
+Most metrics here are ``sum(numerator) / sum(denominator)`` over samples: accuracy and CIDEr (denominator 1),
+NLL per token (denominator: tokens), recall (numerator: hit or not); BLEU and METEOR are other functions of sums over
+samples. Samples that share an image are not independent, so the unit drawn is the cluster (the image), not the sample.
 
 Source: Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), percentile intervals.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ CONFIDENCE = 0.95
 RESAMPLES = 2000
 _CHUNK = 64
 Values = npt.NDArray[np.float64]
+Picks = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,61 @@ class MetricSamples:
 
     def by_cluster(self) -> tuple[Values, Values]:
         """Numerators and denominators summed over each cluster, in order of first appearance."""
-        numbers = {name: i for i, name in enumerate(dict.fromkeys(self.clusters or self.keys))}
-        index = np.array([numbers[name] for name in self.clusters or self.keys])
-        sums = np.zeros((2, len(numbers)))
+        index = _cluster_of_each(self.clusters or self.keys)
+        sums = np.zeros((2, int(index.max()) + 1))
         np.add.at(sums[0], index, self.numerator)
         np.add.at(sums[1], index, self.denominator)
         return sums[0], sums[1]
+
+    def resampler(self) -> tuple[int, Callable[[Picks], Values]]:
+        """How many clusters there are, and the metric on draws of them ``[draws, clusters]``."""
+        numerator, denominator = self.by_cluster()
+        return len(numerator), lambda picks: numerator[picks].sum(1) / denominator[picks].sum(1)
+
+
+@dataclass(frozen=True)
+class CorpusSamples:
+    """One metric that is a function of sums of counts over samples.
+
+    Attributes:
+        keys: one id a sample; paired comparison insists on equal keys.
+        counts: ``[samples][counts]``.
+        metric: of sums ``[..., counts]``.
+        clusters: what each sample belongs to (its image); empty where samples are independent.
+    """
+
+    keys: tuple[int | str, ...]
+    counts: tuple[tuple[float, ...], ...]
+    metric: Callable[[Values], Values]
+    clusters: tuple[int | str, ...] = ()
+
+    @property
+    def value(self) -> float:
+        """The metric over all samples."""
+        return float(self.metric(np.sum(self.counts, 0)))
+
+    def resampler(self) -> tuple[int, Callable[[Picks], Values]]:
+        """As `MetricSamples.resampler`."""
+        index = _cluster_of_each(self.clusters or self.keys)
+        sums = np.zeros((int(index.max()) + 1, len(self.counts[0])))
+        np.add.at(sums, index, np.asarray(self.counts, float))
+
+        def drawn(picks: Picks) -> Values:
+            rows, clusters = picks.shape
+            places = (picks + clusters * np.arange(rows)[:, None]).ravel()
+            times = np.bincount(places, minlength=rows * clusters).reshape(rows, clusters)
+            return self.metric(times.astype(float) @ sums)
+
+        return len(sums), drawn
+
+
+Samples = MetricSamples | CorpusSamples
+
+
+def _cluster_of_each(clusters: Sequence[int | str]) -> Picks:
+    """A number for each cluster, in order of first appearance."""
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(clusters))}
+    return np.array([numbers[name] for name in clusters])
 
 
 @dataclass(frozen=True)
@@ -61,17 +111,16 @@ class Interval:
 
 
 def interval(
-    samples: MetricSamples, *, seed: int = 0, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
+    samples: Samples, *, seed: int = 0, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
 ) -> Interval:
     """The metric and its interval."""
-    numerator, denominator = samples.by_cluster()
-    (drawn,) = _resampled([(numerator, denominator)], seed, resamples)
+    (drawn,) = _resampled([samples], seed, resamples)
     return Interval(samples.value, *_percentiles(drawn, confidence))
 
 
 def paired_interval(
-    samples: MetricSamples,
-    baseline: MetricSamples,
+    samples: Samples,
+    baseline: Samples,
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -85,7 +134,7 @@ def paired_interval(
     if samples.keys != baseline.keys or samples.clusters != baseline.clusters:
         odd = len(set(samples.keys) ^ set(baseline.keys))
         raise ValueError(f"a paired comparison needs the same samples in the same order; {odd} are in one run only")
-    ours, theirs = _resampled([samples.by_cluster(), baseline.by_cluster()], seed, resamples)
+    ours, theirs = _resampled([samples, baseline], seed, resamples)
     return Interval(samples.value - baseline.value, *_percentiles(ours - theirs, confidence))
 
 
@@ -129,8 +178,8 @@ def paired_tests(
 
 
 def ratio_interval(
-    samples: MetricSamples,
-    baseline: MetricSamples,
+    samples: Samples,
+    baseline: Samples,
     *,
     seed: int = 0,
     resamples: int = RESAMPLES,
@@ -145,22 +194,22 @@ def ratio_interval(
         raise ValueError("a paired comparison needs the same samples in the same order")
     if baseline.value == 0:
         raise ValueError("a share of the baseline needs a baseline other than 0")
-    ours, theirs = _resampled([samples.by_cluster(), baseline.by_cluster()], seed, resamples)
+    ours, theirs = _resampled([samples, baseline], seed, resamples)
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn = ours / theirs
     return Interval(samples.value / baseline.value, *_percentiles(drawn, confidence))
 
 
-def _resampled(pairs: Sequence[tuple[Values, Values]], seed: int, resamples: int) -> list[Values]:
-    """For each (numerator, denominator) the metric on `resamples` draws of clusters, the same for all."""
-    count = len(pairs[0][0])
+def _resampled(metrics: Sequence[Samples], seed: int, resamples: int) -> list[Values]:
+    """Each metric on `resamples` draws of clusters, the same for all."""
+    counts, compute = zip(*(samples.resampler() for samples in metrics), strict=True)
     generator = np.random.default_rng(seed)
-    drawn: list[list[Values]] = [[] for _ in pairs]
+    drawn: list[list[Values]] = [[] for _ in metrics]
     for start in range(0, resamples, _CHUNK):
         rows = min(_CHUNK, resamples - start)
-        picks = generator.integers(0, count, size=(rows, count))
-        for values, (numerator, denominator) in zip(drawn, pairs, strict=True):
-            values.append(numerator[picks].sum(1) / denominator[picks].sum(1))
+        picks = generator.integers(0, counts[0], size=(rows, counts[0]))
+        for values, metric in zip(drawn, compute, strict=True):
+            values.append(metric(picks))
     return [np.concatenate(values) for values in drawn]
 
 

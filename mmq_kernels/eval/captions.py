@@ -1,4 +1,5 @@
-"""Caption metrics: CIDEr, BLEU-1..4, ROUGE-L by pycocoevalcap's scorers, METEOR where Java is.
+"""Caption metrics: CIDEr, BLEU-1..4, ROUGE-L by pycocoevalcap's scorers, METEOR where Java is, SPICE where its models
+are.
 
 References are tokenized once for a set of images; any number of caption sets is then scored against them.
 """
@@ -10,12 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 
+from mmq_kernels.eval.corpus import bleu, bleu_counts
 from mmq_kernels.eval.errors import DataError
-from mmq_kernels.eval.meteor import meteor_scores
+from mmq_kernels.eval.meteor import Scores, meteor_scores
+from mmq_kernels.eval.spice import spice_missing, spice_scores
 from mmq_kernels.eval.tokenization import choose_tokenizer, java, tokenize
 
 BLEU_ORDER = 4
@@ -27,17 +29,17 @@ class CaptionScores:
 
     Attributes:
         tokenizer: `ptb` or `plain`.
-        cider, bleu, rouge_l, meteor: of the corpus, on the scale of the papers' fractions (CIDEr 1.2, BLEU
-            .4); `bleu` holds BLEU-1..4; `meteor` is None where it was not asked for or Java is missing.
-        cider_per_image: in the order of the references given to `CaptionScorer`.
+        metrics: of the corpus, on the scale of the papers' fractions (CIDEr 1.2, BLEU .4): `cider`, `bleu_1` ..
+            `bleu_4`, `rouge_l`, `meteor`, `spice`; None where one was not computed.
+        not_computed: why, for each of those.
+        per_image: in the order of the references given to `CaptionScorer`: `cider`, `rouge_l` and `spice` of the image,
+            `bleu_counts` and `meteor_counts` of which the corpus' BLEU and METEOR are made (see `corpus`).
     """
 
     tokenizer: str
-    cider: float
-    bleu: tuple[float, ...]
-    rouge_l: float
-    meteor: float | None
-    cider_per_image: tuple[float, ...]
+    metrics: dict[str, float | None]
+    not_computed: dict[str, str]
+    per_image: tuple[dict[str, Any], ...]
 
 
 class CaptionScorer:
@@ -59,7 +61,7 @@ class CaptionScorer:
         references: Mapping[Any, Sequence[str]],
         *,
         tokenizer: str = "auto",
-        meteor: Callable[..., tuple[float, list[float]]] = meteor_scores,
+        meteor: Callable[..., Scores] = meteor_scores,
     ) -> None:
         self.tokenizer, self._meteor = choose_tokenizer(tokenizer), meteor
         for image_id, texts in references.items():
@@ -73,7 +75,7 @@ class CaptionScorer:
 
         Args:
             captions: by the ids the references came with.
-            meteor: False spares METEOR's Java process (seconds).
+            meteor: False spares the Java processes of METEOR (seconds) and SPICE (minutes).
 
         Raises:
             DataError: a caption is missing, or belongs to an image without references.
@@ -84,14 +86,40 @@ class CaptionScorer:
         truth = list(self._references.values())
         made = tokenize([captions[image_id] for image_id in self._references], self.tokenizer)
         refs, hyps = dict(enumerate(truth)), {i: [text] for i, text in enumerate(made)}
-        cider, per_image = Cider().compute_score(refs, hyps)
-        bleu, _ = Bleu(BLEU_ORDER).compute_score(refs, hyps, verbose=0)
-        rouge, _ = Rouge().compute_score(refs, hyps)
-        return CaptionScores(
-            self.tokenizer,
-            float(cider),
-            tuple(float(value) for value in bleu),
-            float(rouge),
-            self._meteor(made, truth)[0] if meteor and java() else None,
-            tuple(float(score) for score in np.asarray(per_image)),
-        )
+        cider, ciders = Cider().compute_score(refs, hyps)
+        rouge, rouges = Rouge().compute_score(refs, hyps)
+        counts = bleu_counts(made, truth, BLEU_ORDER)
+        bleus = {f"bleu_{n}": float(bleu(np.sum(counts, 0), n)) for n in range(1, BLEU_ORDER + 1)}
+        series = {
+            "cider": [float(score) for score in ciders],
+            "rouge_l": [float(score) for score in rouges],
+            "bleu_counts": counts,
+        }
+        metrics: dict[str, float | None] = {"cider": float(cider), **bleus, "rouge_l": float(rouge)}
+        with_java, not_computed = self._with_java(made, truth) if meteor else ({}, {})
+        metrics |= {name: None for name in ("meteor", "spice")}
+        for name, (value, values) in with_java.items():
+            metrics[name] = value
+            series["meteor_counts" if name == "meteor" else name] = values
+        if not meteor:
+            not_computed = dict.fromkeys(("meteor", "spice"), "not asked for")
+        per_image = tuple(dict(zip(series, values, strict=True)) for values in zip(*series.values(), strict=True))
+        return CaptionScores(self.tokenizer, metrics, not_computed, per_image)
+
+    def _with_java(
+        self, made: list[str], truth: list[list[str]]
+    ) -> tuple[dict[str, tuple[float, list[Any]]], dict[str, str]]:
+        """METEOR and SPICE of the corpus with what they are made of, image by image; or why they could not be had."""
+        found: dict[str, tuple[float, list[Any]]] = {}
+        reasons: dict[str, str] = {}
+        if java() is None:
+            reasons["meteor"] = "METEOR needs Java, and no java is on the PATH"
+        else:
+            value, _, counts = self._meteor(made, truth)
+            found["meteor"] = (value, counts)
+        why_not = spice_missing()
+        if why_not is not None:
+            reasons["spice"] = why_not
+        else:
+            found["spice"] = spice_scores(made, truth)
+        return found, reasons

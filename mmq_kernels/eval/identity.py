@@ -54,6 +54,9 @@ def model_digest(model: nn.Module) -> str:
             if isinstance(tensor, Tensor):
                 digest.update(f"{key} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
                 digest.update(_bytes(tensor))
+        rounded = getattr(module, "activation_bits", 16)  # of a packed layer: no tensor tells it
+        if rounded != 16:
+            digest.update(f"{name} {rounded}\n".encode())
     return digest.hexdigest()[:16]
 
 

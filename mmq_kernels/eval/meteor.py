@@ -18,10 +18,15 @@ from mmq_kernels.eval.tokenization import java
 
 _SEPARATOR = " ||| "
 _END_SECONDS = 10.0
+_CHUNKS = 20
+"""Place of the chunks among the counts; matched words of caption and reference follow."""
 
 
-def meteor_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
-    """METEOR of the corpus and of each hypothesis, all tokenized text.
+Scores = tuple[float, list[float], list[list[float]]]
+
+
+def meteor_scores(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
+    """METEOR of the corpus and of each hypothesis, all tokenized text; and the counts that it is made of (`corpus`).
 
     Raises:
         DataError: Java is missing or the scorer stopped.
@@ -36,7 +41,7 @@ class Meteor:
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
 
-    def scores(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> tuple[float, list[float]]:
+    def scores(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
         """See `meteor_scores`."""
         if self._process is None:
             self._process = _start()
@@ -82,7 +87,7 @@ def _start() -> subprocess.Popen[str]:
 
 def _converse(
     question: IO[str], answer: IO[str], hypotheses: Sequence[str], references: Sequence[Sequence[str]]
-) -> tuple[float, list[float]]:
+) -> Scores:
     def ask(line: str) -> str:
         question.write(line + "\n")
         question.flush()
@@ -94,7 +99,15 @@ def _converse(
     ]
     first = float(ask(_SEPARATOR.join(("EVAL", *statistics))))
     scores = [first, *(float(answer.readline()) for _ in hypotheses[1:])]
-    return float(answer.readline()), scores
+    counts = [_counts(line) for line in statistics]
+    return float(answer.readline()), scores, counts
+
+
+def _counts(line: str) -> list[float]:
+    """What the jar counted in a caption; one that is its reference has no chunks, as in the jar's sums."""
+    counts = [float(number) for number in line.split()]
+    lengths, chunks, matched = counts[:2], counts[_CHUNKS], counts[_CHUNKS + 1 :]
+    return [*counts[:_CHUNKS], 0.0 if chunks == 1 and matched == lengths else chunks, *matched]
 
 
 def _clean(text: str) -> str:

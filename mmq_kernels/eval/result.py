@@ -7,22 +7,30 @@ import math
 import os
 import platform
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mmq_kernels.eval.bootstrap import Interval, MetricSamples, interval, paired_interval
+from mmq_kernels.eval.bootstrap import CorpusSamples, Interval, MetricSamples, Samples, interval, paired_interval
+from mmq_kernels.eval.corpus import bleu, meteor
 from mmq_kernels.eval.predictions import Record, finite, record_line
 
 RECALL_METRICS = {
-    "text_r1": ("image", "text_rank"),
-    "image_r1": ("caption", "image_rank"),
-    "text_r1_contrastive": ("image", "text_rank_contrastive"),
-    "image_r1_contrastive": ("caption", "image_rank_contrastive"),
+    f"{direction}_r{k}{after}": (kind, f"{direction}_rank{after}", k)
+    for after in ("", "_contrastive")
+    for direction, kind in (("text", "image"), ("image", "caption"))
+    for k in (1, 5, 10)
 }
-"""Recalls at 1 with intervals: the kind of record, and the rank in it."""
+"""Recalls: the kind of record, the rank in it, and what it has to be below."""
+
+CORPUS_METRICS: dict[str, tuple[str, Callable[..., Any]]] = {
+    **{f"bleu_{n}": ("bleu_counts", partial(bleu, order=n)) for n in range(1, 5)},
+    "meteor": ("meteor_counts", meteor),
+}
+"""Metrics that are functions of summed counts: the counts in a record, and the function."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class EvalResult:
         task: `caption`, `vqa`, `gqa` or `retrieval`.
         metrics: fractions (CIDEr on its own scale, NLL in nats per token); None where one could not be
         computed.
-        intervals: 95% bootstrap intervals of those metrics that are means over samples.
+        intervals: 95% bootstrap intervals of all that were computed.
         breakdown: accuracy by answer type and question type (vqa), or structural and semantic type (gqa).
         samples: questions, captioned images, or images of the gallery.
         seconds: the model's time by stage, and `total` with reading and scoring.
@@ -70,17 +78,23 @@ class EvalResult:
         return cls(**{"records": [], **content, "intervals": intervals})
 
 
-def metric_samples(records: Iterable[Record]) -> dict[str, MetricSamples]:
-    """The metrics that are ratios of sums, sample by sample, from the records of any task.
+def metric_samples(records: Iterable[Record]) -> dict[str, Samples]:
+    """Every metric sample by sample, from the records of any task.
 
     Samples about one image form a cluster.
     """
     records = list(records)
-    series = {}
-    for name in ("cider", "accuracy"):
+    series: dict[str, Samples] = {}
+    for name in ("cider", "rouge_l", "spice", "accuracy"):
         chosen = [record for record in records if record.get(name) is not None]
         if chosen:
             series[name] = _samples(chosen, [record[name] for record in chosen], [1.0] * len(chosen))
+    for name, (counts, metric) in CORPUS_METRICS.items():
+        chosen = [record for record in records if record.get(counts) is not None]
+        if chosen:
+            rows = tuple(tuple(float(count) for count in record[counts]) for record in chosen)
+            keys, images = (tuple(record[key] for record in chosen) for key in ("id", "image"))
+            series[name] = CorpusSamples(keys, rows, metric, images)
     scored = [record for record in records if record.get("nll_tokens")]
     if scored:
         series["nll"] = _samples(
@@ -88,10 +102,10 @@ def metric_samples(records: Iterable[Record]) -> dict[str, MetricSamples]:
             [math.nan if record["nll"] is None else record["nll"] for record in scored],
             [float(record["nll_tokens"]) for record in scored],
         )
-    for name, (kind, rank) in RECALL_METRICS.items():
+    for name, (kind, rank, below) in RECALL_METRICS.items():
         chosen = [record for record in records if record.get("kind") == kind and record.get(rank) is not None]
         if chosen:
-            series[name] = _samples(chosen, [float(record[rank] < 1) for record in chosen], [1.0] * len(chosen))
+            series[name] = _samples(chosen, [float(record[rank] < below) for record in chosen], [1.0] * len(chosen))
     return series
 
 

@@ -182,7 +182,7 @@ def _result(run: _Questions | _Retrieval, records: list[Record], effort: Effort,
         seconds={**effort.seconds, "total": time.perf_counter() - start},
         samples_per_second=effort.samples / max(model_seconds, 1e-9) if effort.samples else math.nan,
         tokens_per_second=_tokens_per_second(effort),
-        settings=settings | ({"tokenizer": scored.tokenizer} if scored.tokenizer else {}),
+        settings={**settings, **scored.settings},
         versions=versions(),
         records=scored.records,
     )

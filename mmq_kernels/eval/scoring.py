@@ -22,6 +22,9 @@ ACCURACIES = {"vqa": answer_accuracy, "gqa": exact_accuracy}
 KINDS = {"vqa": ("answer_type", "question_type"), "gqa": ("answer_type", "structural_type", "semantic_type")}
 """By what accuracy is broken down."""
 
+_JAVA_S = ("meteor_counts", "spice")
+"""What a record may hold from a run that had Java, and this one has not."""
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -30,7 +33,7 @@ class Scored:
     records: list[Record]
     metrics: Metrics
     breakdown: dict[str, dict[str, float]] = field(default_factory=dict)
-    tokenizer: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def samples(self) -> int:
@@ -66,7 +69,7 @@ def score_predictions(
     """The result of a file of predictions, without model or data; what is None is as it was in its run.
 
     Args:
-        task: for files that nothing but their records speaks of; None tells it by them.
+        task: that the records have to be of.
         seed: of the intervals.
         tokenizer: of captions before scoring: `ptb`, `plain` or `auto`.
         meteor: whether captions get METEOR where Java is.
@@ -81,7 +84,10 @@ def score_predictions(
     known = {"task": None, "seed": 0, "tokenizer": "auto", "meteor": True, **found.about.get("scoring", {})}
     given = {"task": task, "seed": seed, "tokenizer": tokenizer, "meteor": meteor}
     chosen: dict[str, Any] = {**known, **{name: value for name, value in given.items() if value is not None}}
-    chosen["task"] = chosen["task"] or _task_of(found.records)
+    told = _task_of(found.records)
+    chosen["task"] = chosen["task"] or told
+    if chosen["task"] != told:
+        raise DataError(f"{path} holds records of task {told}, not of {chosen['task']}")
 
     def scorer() -> CaptionScorer:
         references = {record["id"]: record["references"] for record in found.records}
@@ -104,7 +110,7 @@ def score_predictions(
         seconds={},
         samples_per_second=math.nan,
         tokens_per_second=None,
-        settings=settings | ({"tokenizer": scored.tokenizer} if scored.tokenizer else {}),
+        settings={**settings, **scored.settings},
         versions=found.about.get("versions", versions()),
         records=scored.records,
     )
@@ -126,10 +132,12 @@ def _captions(records: Sequence[Record], scorer: Callable[[], CaptionScorer] | N
         return Scored(list(records), _nll(records))
     used = CaptionScorer({record["id"]: record["references"] for record in records}) if scorer is None else scorer()
     scores = used.score({record["id"]: record["caption"] for record in records}, meteor=meteor)
-    bleu = {f"bleu_{n}": value for n, value in enumerate(scores.bleu, 1)}
-    metrics: Metrics = {"cider": scores.cider, **bleu, "rouge_l": scores.rouge_l, "meteor": scores.meteor}
-    own = [{**record, "cider": cider} for record, cider in zip(records, scores.cider_per_image, strict=True)]
-    return Scored(own, metrics | _nll(records), tokenizer=scores.tokenizer)
+    own = [
+        {**{key: value for key, value in record.items() if key not in _JAVA_S}, **image}
+        for record, image in zip(records, scores.per_image, strict=True)
+    ]
+    settings = {"tokenizer": scores.tokenizer, "not_computed": scores.not_computed}
+    return Scored(own, scores.metrics | _nll(records), settings=settings)
 
 
 def _questions(task: str, records: Sequence[Record]) -> Scored:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from mmq_kernels.models.families import Family, blocks_of, component_of, family_of, layer_kind
+from mmq_kernels.models.families import Blocks, blocks_of, component_of, family_of, layer_kind
 from mmq_kernels.quantize.recipe import ALL, BLOCK_GROUPS, COMPONENTS, Recipe, Rule, matches
 from mmq_kernels.quantize.sequential import Job, Stage
 from mmq_kernels.spec import QuantSpec
@@ -111,8 +111,21 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
     Raises:
         ValueError: for a component that the model lacks, or a rule or pattern that selects nothing.
     """
-    family = family_of(model)
-    layers = list_layers(model)
+    return Planner(model).plan(recipe)
+
+
+class Planner:
+    """What a model consists of, found once for any number of recipes; the model must be as it was then."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers, self._blocks = list_layers(model), blocks_of(model, family_of(model))
+
+    def plan(self, recipe: Recipe) -> Plan:
+        """See `make_plan`."""
+        return _plan(recipe, self._layers, self._blocks)
+
+
+def _plan(recipe: Recipe, layers: list[Layer], blocks: list[Blocks]) -> Plan:
     for rule in recipe.rules:
         _check_rule(rule, layers)
     for pattern in recipe.skip:
@@ -134,7 +147,7 @@ def make_plan(model: nn.Module, recipe: Recipe) -> Plan:
             planned[layer.name] = LayerPlan(
                 layer.name, layer.component, layer.kind, last.method, last.spec, last.per_tensor
             )
-    return Plan(planned, left_alone, list(_stages(model, family, layers, planned)))
+    return Plan(planned, left_alone, list(_stages(blocks, layers, planned)))
 
 
 def _check_rule(rule: Rule, layers: list[Layer]) -> None:
@@ -176,8 +189,8 @@ def _nearest(pattern: str, layers: list[Layer]) -> str:
     return ", ".join(dict.fromkeys([*(tails[tail] for tail in close_tails), *close]))
 
 
-def _stages(model: nn.Module, family: Family, layers: list[Layer], planned: dict[str, LayerPlan]) -> Iterator[Stage]:
-    for index, blocks in enumerate(blocks_of(model, family)):
+def _stages(parts: list[Blocks], layers: list[Layer], planned: dict[str, LayerPlan]) -> Iterator[Stage]:
+    for index, blocks in enumerate(parts):
         inside = [layer for layer in layers if layer.stage == index and layer.name in planned]
         jobs = [tuple(_job(planned[la.name]) for la in inside if la.block == block) for block in blocks.names]
         if any(jobs):

@@ -52,6 +52,7 @@ class QuantLinear(nn.Module):
     _like: Tensor
     pinned: str = ""
     """What was assigned to `backend`; "" where the choice is free."""
+    _activation_bits: int = 16
 
     def __init__(
         self,
@@ -201,7 +202,13 @@ class QuantLinear(nn.Module):
             RuntimeError: for a backend that cannot be used on the layer's device; the layer is then as it was.
         """
         return select(
-            "gemm", self.device, spec=self.spec, dtype=self.dtype, layout=self.layout, forced=self.pinned or None
+            "gemm",
+            self.device,
+            spec=self.spec,
+            dtype=self.dtype,
+            layout=self.layout,
+            forced=self.pinned or None,
+            activation_bits=self.activation_bits,
         ).backend
 
     @backend.setter
@@ -210,6 +217,23 @@ class QuantLinear(nn.Module):
         checks.backend(name)
         self._bring_into(layout_for(self.device, self.spec, self.in_features, name))
         self.pinned = name
+
+    @property
+    def activation_bits(self) -> int:
+        """16: inputs are multiplied as they are. 8: each token is rounded to integers, see `mmq_kernels.ops.gemm`.
+
+        Assigned to; 8 is faster and less exact, and runs on the CPU only: on another device calls raise. Checkpoints
+        keep it, the state_dict does not.
+
+        Raises:
+            ValueError: for another number.
+        """
+        return self._activation_bits
+
+    @activation_bits.setter
+    def activation_bits(self, bits: int) -> None:
+        checks.activation_bits(bits)
+        self._activation_bits = bits
 
     @property
     def packed_bytes(self) -> int:
@@ -222,6 +246,7 @@ class QuantLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bits={self.spec.bits}, "
             f"group_size={self.spec.group_size}, symmetric={self.spec.symmetric}, bias={self.bias is not None}, "
             f"activation={self.activation}, layout={self.layout}"
+            + (f", activation_bits={self.activation_bits}" if self.activation_bits != 16 else "")
         )
 
     # --- what it computes -------------------------------------------------------------------------------------------
@@ -245,6 +270,7 @@ class QuantLinear(nn.Module):
             self.layout,
             self.activation,
             self.pinned,
+            self._activation_bits,
         )
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:

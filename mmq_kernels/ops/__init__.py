@@ -38,8 +38,8 @@ _WEIGHT = "Tensor weight, Tensor scale, Tensor? zero, Tensor? perm"
 _NUMBERS = "int bits, int group_size, int n, int k, str layout"
 
 _SCHEMAS = (
-    f"gemm(Tensor x, {_WEIGHT}, Tensor? input_scale, Tensor? bias, {_NUMBERS}, str activation, str backend='')"
-    " -> Tensor",
+    f"gemm(Tensor x, {_WEIGHT}, Tensor? input_scale, Tensor? bias, {_NUMBERS}, str activation, str backend='',"
+    " int activation_bits=16) -> Tensor",
     f"gemm_transposed(Tensor grad, {_WEIGHT}, Tensor? input_scale, {_NUMBERS}, str backend='') -> Tensor",
     f"dequantize({_WEIGHT}, {_NUMBERS}, ScalarType dtype) -> Tensor",
     "pack(Tensor codes, int bits) -> Tensor",
@@ -73,6 +73,7 @@ def gemm(
     layout: str,
     activation: str = "none",
     backend: str = "",
+    activation_bits: int = 16,
 ) -> Tensor:
     """``y = activation((x / input_scale)[..., perm] @ W^T + bias)``, accumulated in fp32.
 
@@ -84,6 +85,9 @@ def gemm(
         bias: ``[n]``, or None.
         activation: none, relu, gelu, gelu_tanh, quick_gelu or silu.
         backend: "triton", "cuda/packed" and the like must serve this call, whatever `use_backend` says; "": any may.
+        activation_bits: 8 rounds each token of x to integers in [-127, 127] of its own unit ``max |x| / 127`` and
+            multiplies integers, which is faster and off by at most ``max |x| / 254 * sum of |W[n]|`` at each output;
+            on the CPU only. Gradients are those of the product with x as it is. 16: x as it is.
 
     Returns:
         ``[..., n]`` in x's dtype.
@@ -93,23 +97,77 @@ def gemm(
         RuntimeError: when a forced backend cannot serve the call.
     """
     return torch.ops.mmq.gemm(
-        x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation, backend
+        x,
+        weight,
+        scale,
+        zero,
+        perm,
+        input_scale,
+        bias,
+        bits,
+        group_size,
+        n,
+        k,
+        layout,
+        activation,
+        backend,
+        activation_bits,
     )
 
 
-def _gemm(x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation, backend=""):
-    spec = checks.gemm(x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation)
+def _gemm(
+    x,
+    weight,
+    scale,
+    zero,
+    perm,
+    input_scale,
+    bias,
+    bits,
+    group_size,
+    n,
+    k,
+    layout,
+    activation,
+    backend="",
+    activation_bits=16,
+):
+    spec = checks.gemm(
+        x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation, activation_bits
+    )
     rows = x.reshape(-1, k).contiguous()
-    m = rows.shape[0]
-    choice = select("gemm", x.device, spec=spec, dtype=x.dtype, layout=layout, m=m, n=n, k=k, forced=backend or None)
+    m, forced = rows.shape[0], backend or None
+    known = {"spec": spec, "dtype": x.dtype, "layout": layout, "m": m, "n": n, "k": k}
+    choice = select("gemm", x.device, **known, forced=forced, activation_bits=activation_bits)
+    chosen, arguments = backends.backend(choice.backend), (bias, spec, n, layout, activation, perm, input_scale)
     runtime = RuntimeWeight(weight, scale, zero)
-    serve = backends.backend(choice.backend).gemm
-    y = serve(rows, runtime, bias, spec, n, layout, activation, perm, input_scale, choice.kernel)
+    if activation_bits == 16:
+        y = chosen.gemm(rows, runtime, *arguments, choice.kernel)
+    else:
+        y = chosen.gemm_integer(rows, runtime, *arguments)
     return y.view(*x.shape[:-1], n)
 
 
-def _gemm_fake(x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation, backend=""):
-    checks.gemm(x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation)
+def _gemm_fake(
+    x,
+    weight,
+    scale,
+    zero,
+    perm,
+    input_scale,
+    bias,
+    bits,
+    group_size,
+    n,
+    k,
+    layout,
+    activation,
+    backend="",
+    activation_bits=16,
+):
+    checks.gemm(
+        x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation, activation_bits
+    )
     checks.backend(backend)
     return x.new_empty(*x.shape[:-1], n)
 

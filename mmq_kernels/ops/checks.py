@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmq_kernels.backends import ACTIVATIONS, backend_of_layout
+from mmq_kernels.backends import ACTIVATION_BITS, ACTIVATIONS, backend_of_layout
 from mmq_kernels.ops.choice import parse
 from mmq_kernels.spec import QuantSpec
 
@@ -130,14 +130,18 @@ def gemm(
     k: int,
     layout: str,
     activation: str,
+    bits_of_x: int = 16,
 ) -> QuantSpec:
     spec = _weight(weight, scale, zero, perm, bits, group_size, n, k, layout)
     _float("x", x.dtype)
-    _require(x.dim() >= 1 and x.shape[-1] == k, "x shape", f"[..., {k}]", list(x.shape))
+    if x.dim() < 1 or x.shape[-1] != k:  # texts are made only where they are read: a small call takes 100 us
+        _require(False, "x shape", f"[..., {k}]", list(x.shape))
     _device("x", x, weight.device)
     _vector("input_scale", input_scale, k, weight.device)
     _vector("bias", bias, n, weight.device)
-    _require(activation in ACTIVATIONS, "activation", f"one of {', '.join(ACTIVATIONS)}", repr(activation))
+    if activation not in ACTIVATIONS:
+        _require(False, "activation", f"one of {', '.join(ACTIVATIONS)}", repr(activation))
+    activation_bits(bits_of_x)
     return spec
 
 
@@ -167,6 +171,12 @@ def _vector(name: str, vector: Tensor | None, size: int, device: torch.device) -
         _float(name, vector.dtype)
         _shape(name, vector, (size,))
         _device(name, vector, device)
+
+
+def activation_bits(bits: int) -> None:
+    """What x is multiplied as."""
+    if bits not in ACTIVATION_BITS:
+        _require(False, "activation_bits", " or ".join(map(str, ACTIVATION_BITS)), repr(bits))
 
 
 def backend(name: str) -> None:

@@ -89,6 +89,7 @@ def select(
     n: int | None = None,
     k: int | None = None,
     forced: str | None = None,
+    activation_bits: int = 16,
 ) -> Choice:
     """The backend for one call of an op.
 
@@ -97,6 +98,7 @@ def select(
         device: where the tensors are.
         spec, dtype, layout, m, n, k: of the weight and the activation, as far as the op has them.
         forced: a backend, or "backend/kernel", that must serve; default: what `forced_backend` says.
+        activation_bits: of a gemm, see `mmq_kernels.ops.gemm`.
 
     Raises:
         ValueError: for an unknown `forced`.
@@ -104,7 +106,7 @@ def select(
     """
     forced = forced or forced_backend()
     asked = parse(forced, "backend")[1] if forced else None
-    return _decide(Call(op, torch.device(device), dtype, layout, spec, m, n, k, asked), forced)
+    return _decide(Call(op, torch.device(device), dtype, layout, spec, m, n, k, asked, activation_bits), forced)
 
 
 @lru_cache(maxsize=2**14)
@@ -159,7 +161,10 @@ def _label(name: str, kernel: str) -> str:
 
 def _why_not(name: str, call: Call) -> str | None:
     candidate = backends.backend(name)
-    return candidate.why_unavailable() or candidate.why_not(call)
+    refusal = candidate.why_unavailable()
+    if refusal is None and call.activation_bits not in candidate.activation_bits:
+        refusal = f"activation_bits is {call.activation_bits}, it multiplies activations as they are"
+    return refusal or candidate.why_not(call)
 
 
 @cache

@@ -32,10 +32,11 @@ class Gemm(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, *held, bias, bits, group_size, n, k, layout, activation, backend = inputs
+        x, *held, bias, bits, group_size, n, k, layout, activation, backend, activation_bits = inputs
         undone = (x, bias) if activation != "none" else (None, None)
         _save(ctx, *held, *undone)
         ctx.numbers, ctx.activation, ctx.backend = (bits, group_size, n, k, layout), activation, backend
+        ctx.activation_bits = activation_bits
         ctx.bias_dtype = None if bias is None else bias.dtype
 
     @staticmethod
@@ -47,7 +48,7 @@ class Gemm(torch.autograd.Function):
             grad_x = torch.ops.mmq.gemm_transposed(grad, *held, *ctx.numbers, ctx.backend)
         if ctx.needs_input_grad[6]:
             grad_bias = grad.reshape(-1, grad.shape[-1]).float().sum(0).to(ctx.bias_dtype)
-        return grad_x, *[None] * 5, grad_bias, *[None] * 7
+        return grad_x, *[None] * 5, grad_bias, *[None] * 8
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *tangents: Tensor | None) -> Tensor:
@@ -62,7 +63,7 @@ class Gemm(torch.autograd.Function):
         """`flow` times the epilogue's slope, either way; the epilogue's input is computed once more."""
         if ctx.activation == "none":
             return flow
-        plain = torch.ops.mmq.gemm(x, *held, bias, *ctx.numbers, "none", ctx.backend)
+        plain = torch.ops.mmq.gemm(x, *held, bias, *ctx.numbers, "none", ctx.backend, ctx.activation_bits)
         return _activation_backward(flow, plain, ctx.activation)
 
 

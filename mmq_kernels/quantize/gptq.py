@@ -54,6 +54,8 @@ class GptqSettings:
         split. Without descent, results differ by rounding only.
     rounds: of descent on codes, scales and zero points behind the columns (refine.py). Above 0, groups also see descent
         of their own before later columns make their errors good (groups.py).
+    catch_up: how far, from 0 to 1, a layer makes good what the quantized blocks before it did to its input: at 1 its
+        target is what the float model puts out there (`caught_up`).
     """
 
     damping: float = 0.01
@@ -62,10 +64,13 @@ class GptqSettings:
     percentile: float = Grid.percentile
     block_size: int = 128
     rounds: int = 0
+    catch_up: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.damping <= 1:
             raise ValueError(f"damping must be above 0 and at most 1, got {self.damping}")
+        if not 0 <= self.catch_up <= 1:
+            raise ValueError(f"catch_up must be from 0 to 1, got {self.catch_up}")
         if self.order not in ORDERS:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {self.order!r}")
         self.grids()
@@ -91,6 +96,7 @@ class Hessian:
         self._sum = torch.zeros(k, k, dtype=torch.float32, device=device)
         self._magnitude = torch.zeros(k, dtype=torch.float64, device=device)
         self._scaled = False
+        self._drift: Tensor | None = None
         self.rows = 0
 
     def add(self, x: Tensor) -> None:
@@ -112,6 +118,17 @@ class Hessian:
     def nbytes(self) -> int:
         """Bytes of the matrix."""
         return self._sum.numel() * self._sum.element_size()
+
+    def add_drift(self, wanted: Tensor, x: Tensor) -> None:
+        """Take in what activations x ``[..., k]`` are in the float model; x goes to `add` too."""
+        rows = x.detach().reshape(-1, x.shape[-1]).float()
+        if self._drift is None:
+            self._drift = torch.zeros_like(self._sum)
+        self._drift.addmm_((wanted.reshape(rows.shape).float() - rows).t(), rows)
+
+    def drift(self) -> Tensor | None:
+        """``2/N sum (x_float - x)^T x``, fp32 ``[k, k]``, or None where nothing was said of the float model."""
+        return None if self._drift is None else self._drift * (2 / max(1, self.rows))
 
     def magnitude(self) -> Tensor:
         """``mean |x|`` of each channel, fp32 ``[k]``."""
@@ -199,6 +216,21 @@ def _damp_(hessian: Tensor, damping: float) -> Tensor:
     unseen = diagonal == 0
     diagonal.add_(damping * (float(diagonal.mean()) or 1.0)).masked_fill_(unseen, 1.0)
     return hessian
+
+
+def caught_up(weight: Tensor, drift: Tensor, factor: Factor, share: float) -> Tensor:
+    """The weight ``[n, k]`` to quantize so that outputs come nearer to those of the float model.
+
+    Of all weights, ``W + W D H^-1`` with the damped Hessian and ``D = 2/N sum (x_float - x)^T x`` takes x nearest to
+    ``W x_float``; `share` says how far to go there. All the way overfits where samples are few.
+    """
+    step = weight.float() @ drift
+    if factor.order is not None:
+        step = step[:, factor.order]
+    step = (step @ factor.upper.t()) @ factor.upper  # H^-1 = U^T U
+    if factor.order is not None:
+        step = torch.empty_like(step).index_copy_(1, factor.order, step)
+    return (weight.float() + share * step).to(weight.dtype)
 
 
 def gptq(weight: Tensor, factor: Factor, spec: QuantSpec, settings: GptqSettings = DEFAULT) -> Quantized:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from mmq_kernels.nn import QuantLinear
 from mmq_kernels.quantize.awq import awq, search_scale
 from mmq_kernels.quantize.folding import find_producer, fold
-from mmq_kernels.quantize.gptq import Factor, GptqSettings, weighted_error
+from mmq_kernels.quantize.gptq import Factor, GptqSettings, caught_up, weighted_error
 from mmq_kernels.quantize.recipe import CALIBRATED
 from mmq_kernels.quantize.rtn import Quantized, check_finite, quantize_weight
 from mmq_kernels.quantize.together import Reading, gptq_together
@@ -123,6 +123,8 @@ def quantize_stages(
                 with hold(block):
                     finished = store.load(block) if store else None
                     if finished is not None:
+                        if settings.catch_up and walk and index < last:
+                            walk.keep_track(model, index, {}, ())
                         install(model, *finished)
                         rows = finished[1]
                     else:
@@ -150,10 +152,12 @@ def quantize_block(
 
     Args:
         walk: stands before block `index`; None where no job looks at activations.
-        hessians: what `walk.hessians` gives, where it is known already.
+        hessians: what `walk.hessians` gives, where it is known already; drift that `catch_up` wants is in it then.
     """
     if hessians is None:
         hessians = walk.hessians(model, index, jobs) if walk else {}
+        if walk and settings.catch_up:
+            walk.keep_track(model, index, hessians, jobs)
     scales = _search_scales(model, walk, index, jobs, hessians) if walk else {}
     by_gptq = _gptq_together(model, jobs, hessians, settings)
     return [_quantize_layer(model, job, hessians, scales, by_gptq) for job in jobs]
@@ -178,10 +182,17 @@ def _gptq_together(
                 with _named(job.name):
                     check_finite(weight)
             name = together[0].name
+            drift = hessians[name].sums.drift() if used.catch_up else None
+            if drift is not None:
+                factor = hessians[name].factor(used, name)
+                weights = [caught_up(weight, drift, factor, used.catch_up) for weight in weights]
             readings.append((weights, partial(hessians[name].factor, used, name)))
-        for together, results in zip(readers.values(), gptq_together(readings, spec, used), strict=True):
-            factor = hessians[together[0].name].factor(used, together[0].name)
-            found |= {job.name: _ByGptq(result, factor, used) for job, result in zip(together, results, strict=True)}
+        done = gptq_together(readings, spec, used)
+        for together, (targets, given), results in zip(readers.values(), readings, done, strict=True):
+            found |= {
+                job.name: _ByGptq(result, given(), used, target)
+                for job, target, result in zip(together, targets, results, strict=True)
+            }
     return found
 
 
@@ -190,11 +201,12 @@ def _gptq_together(
 
 @dataclass(frozen=True)
 class _ByGptq:
-    """A layer's codes, and what they were found with."""
+    """A layer's codes, and what they were found with; the target is its weight, or what `caught_up` made of it."""
 
     quantized: Quantized
     factor: Factor
     settings: GptqSettings
+    target: Tensor
 
 
 @contextmanager
@@ -317,9 +329,9 @@ def _quantize(
         nearest_error = weighted_error(weight, nearest.dequantize(spec), hessian)
         return best, replace(report, calibration_rows=shared.sums.rows, error=error, rtn_error=nearest_error)
     assert by_gptq is not None
-    best, factor = by_gptq.quantized, by_gptq.factor
-    error = weighted_error(weight, best.dequantize(spec), factor.hessian)
-    nearest_error = weighted_error(weight, nearest.dequantize(spec), factor.hessian)
+    best, factor, target = by_gptq.quantized, by_gptq.factor, by_gptq.target
+    error = weighted_error(target, best.dequantize(spec), factor.hessian)
+    nearest_error = weighted_error(target, nearest.dequantize(spec), factor.hessian)
     report = replace(
         report,
         calibration_rows=shared.sums.rows,

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,11 +87,13 @@ class _Call:
 
     Attributes:
         hidden: what has become of the hidden states.
+        wanted: what the float blocks of the chain would have made of them, where somebody keeps track.
         arguments: by index of the block what else it is called with; a block that the passage leaves out has none.
     """
 
     hidden: Tensor
     arguments: dict[int, _Arguments]
+    wanted: Tensor | None = None
 
 
 @dataclass
@@ -148,7 +150,7 @@ class Walk:
 
     def copy(self) -> Walk:
         """The same calls; what becomes of the hidden states of one leaves the other's alone."""
-        return Walk(self._stage, [_Call(call.hidden, call.arguments) for call in self._calls], self.end, self._device)
+        return Walk(self._stage, [replace(call) for call in self._calls], self.end, self._device)
 
     @property
     def nbytes(self) -> int:
@@ -160,8 +162,41 @@ class Walk:
                 tensors[id(value)] = value
 
         for call in self._calls:
-            tree_map(see, [call.hidden, *((each.args, each.kwargs) for each in call.arguments.values())])
+            tree_map(see, [call.hidden, call.wanted, *((each.args, each.kwargs) for each in call.arguments.values())])
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+
+    def keep_track(
+        self, model: nn.Module, index: int, hessians: Mapping[str, SharedHessian], jobs: Sequence[Job]
+    ) -> None:
+        """Take the float hidden states through block `index`, which is still float, and see how far inputs drifted."""
+        first: dict[int, str] = {}  # of the layers that share a Hessian
+        for job in jobs:
+            if job.name in hessians:
+                first.setdefault(id(hessians[job.name]), job.name)
+        seen: dict[str, list[Tensor]] = {name: [] for name in first.values()}
+
+        def watch(name: str) -> Callable[..., None]:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                seen[name].append(args[0] if args else kwargs["input"])
+
+            return hook
+
+        with ExitStack() as hooks:
+            for name in seen:
+                handle = model.get_submodule(name).register_forward_pre_hook(watch(name), with_kwargs=True)
+                hooks.callback(handle.remove)
+            for call in self._calls:
+                drifted = call.wanted is not None
+                if drifted:
+                    self._run(model, index, call)
+                actual = {name: inputs.copy() for name, inputs in seen.items()}
+                for inputs in seen.values():
+                    inputs.clear()
+                call.wanted = _first(self._run(model, index, call, call.wanted)).cpu()
+                for name, inputs in seen.items():
+                    for wanted, x in zip(inputs, actual[name], strict=drifted):
+                        hessians[name].sums.add_drift(wanted, x)
+                    inputs.clear()
 
     def block(self, index: int) -> str:
         """Name of block `index`."""
@@ -178,12 +213,14 @@ class Walk:
         for call in self._calls:
             call.hidden = _first(self._run(model, index, call)).cpu()
 
-    def _run(self, model: nn.Module, index: int, call: _Call) -> Any:
+    def _run(self, model: nn.Module, index: int, call: _Call, hidden: Tensor | None = None) -> Any:
+        """Block `index` on a call's hidden states, or on others in their place."""
+        hidden = call.hidden if hidden is None else hidden
         if index not in call.arguments:
-            return call.hidden
+            return hidden
         own = call.arguments[index]
         args, kwargs = tree_map(self._to_device, (own.args, own.kwargs))
-        hidden = call.hidden.to(self._device)
+        hidden = hidden.to(self._device)
         block = model.get_submodule(self._stage.blocks[index])
         if isinstance(own.slot, int):
             return block(hidden, *args[1:], **kwargs)

@@ -26,14 +26,19 @@ import numpy as np
 from mmq_kernels.sweep.variance import Codes, Values, full_grid, shapley
 
 TREES = 300
+TREES_OF_MANY = 100
+"""Trees of a forest of many rows, each of which sees more than a tree of few."""
+MANY_ROWS = 1_000
 FOLDS = 5
-TREES_A_FOLD = 100
-TREES_EXPLAINED = 100
-FOREST_ROWS = 10_000
+TREES_A_FOLD = 50
+TREES_EXPLAINED = 60
+FOREST_ROWS = 8_000
 """Rows that forest and folds see; of more a seeded sample."""
-ROWS_A_TREE = 4_000
-ROWS_PERMUTED = 2_000
-ROWS_EXPLAINED = 256
+ROWS_A_TREE = 2_000
+ROWS_PERMUTED = 500
+ROWS_EXPLAINED = 128
+ROWS_AN_EXPLAINED_TREE = 512
+"""The work of `shap` grows with the leaves; of more rows a forest of smaller trees is explained."""
 REPEATS = 5
 THREADED_ROWS = 2_000
 """From here on a forest is worth the start of threads."""
@@ -73,7 +78,7 @@ def importance(columns: Mapping[str, Values], codes: Mapping[str, Codes], y: Val
     names = list(columns)
     some = np.sort(np.random.default_rng(seed).permutation(len(y))[:FOREST_ROWS])
     x, known = np.column_stack([columns[name][some] for name in names]), y[some]
-    forest, r2 = _forest(x, known, seed)
+    forest = _grown(x, known, TREES if len(known) <= MANY_ROWS else TREES_OF_MANY, ROWS_A_TREE, seed)
     shares = {
         "forest": _shares(forest.feature_importances_, names),
         "permutation": _shares(_permutation(forest, x, known, seed), names),
@@ -82,7 +87,7 @@ def importance(columns: Mapping[str, Values], codes: Mapping[str, Codes], y: Val
     if importlib.util.find_spec("shap") is None:
         left_out["shap"] = NO_SHAP
     else:
-        shares["shap"] = _shares(_shap(forest, x, seed), names)
+        shares["shap"] = _shares(_shap(x, known, seed), names)
     cells = full_grid(codes, y)
     exact = None if cells is None else shapley(names, cells)
     if exact is not None:
@@ -90,7 +95,9 @@ def importance(columns: Mapping[str, Values], codes: Mapping[str, Codes], y: Val
     else:
         left_out["shapley"] = "not every combination was measured" if cells is None else "the grid is too large for it"
     shares["variance"] = _shares(np.array([_first_order(level, y) for level in codes.values()]), names)
-    return Importance(shares, _consensus(shares, names), r2, _agreement(shares, names), left_out, len(some))
+    return Importance(
+        shares, _consensus(shares, names), _r2(x, known, seed), _agreement(shares, names), left_out, len(some)
+    )
 
 
 def _shares(values: Values, names: Sequence[str]) -> dict[str, float]:
@@ -100,42 +107,50 @@ def _shares(values: Values, names: Sequence[str]) -> dict[str, float]:
     return {name: float(value) / total for name, value in zip(names, positive, strict=True)}
 
 
-def _forest(x: Values, y: Values, seed: int) -> tuple[Any, float]:
-    """A forest of all rows, and the mean R^2 of smaller ones on the folds that they have not seen."""
+def _grown(x: Values, y: Values, trees: int, rows: int, seed: int) -> Any:
+    """A forest whose trees see a third of the factors at a split, and at most so many rows each."""
     from sklearn.ensemble import RandomForestRegressor
-    from sklearn.model_selection import KFold, cross_val_score
 
-    def forest(trees: int, rows: int) -> RandomForestRegressor:
-        return RandomForestRegressor(
-            trees,
-            max_features=max(1, x.shape[1] // 3),
-            max_samples=ROWS_A_TREE if rows > ROWS_A_TREE else None,
-            random_state=seed,
-            n_jobs=-1 if rows > THREADED_ROWS else 1,
-        )
+    forest = RandomForestRegressor(
+        trees,
+        max_features=max(1, x.shape[1] // 3),
+        max_samples=rows if len(y) > rows else None,
+        random_state=seed,
+        n_jobs=-1 if len(y) > THREADED_ROWS else 1,
+    )
+    return forest.fit(x, y)
 
-    folds = KFold(FOLDS, shuffle=True, random_state=seed)
-    seen = len(y) * (FOLDS - 1) // FOLDS
-    r2 = cross_val_score(forest(TREES_A_FOLD, seen), x, y, cv=folds, scoring="r2")
-    return forest(TREES, len(y)).fit(x, y), float(np.mean(r2))
+
+def _r2(x: Values, y: Values, seed: int) -> float:
+    """Mean R^2 of smaller forests on the folds that they have not seen."""
+    from sklearn.model_selection import KFold
+
+    found = []
+    for seen, unseen in KFold(FOLDS, shuffle=True, random_state=seed).split(x):
+        found.append(_grown(x[seen], y[seen], TREES_A_FOLD, ROWS_A_TREE, seed).score(x[unseen], y[unseen]))
+    return float(np.mean(found))
 
 
 def _permutation(forest: Any, x: Values, y: Values, seed: int) -> Values:
-    from sklearn.inspection import permutation_importance
+    """By how much the mean square of the forest's error grows with each column shuffled; all is predicted at once."""
+    draw = np.random.default_rng(seed)
+    some = draw.permutation(len(x))[:ROWS_PERMUTED]
+    count, width = len(some), x.shape[1]
+    copies = np.tile(x[some], (1 + width * REPEATS, 1)).reshape(1 + width * REPEATS, count, width)
+    for copy, column in enumerate(np.repeat(np.arange(width), REPEATS), 1):
+        copies[copy, :, column] = copies[0, draw.permutation(count), column]
+    errors = (forest.predict(copies.reshape(-1, width)).reshape(-1, count) - y[some]) ** 2
+    worse = errors.mean(1)[1:] - errors[0].mean()
+    return worse.reshape(width, REPEATS).mean(1)
 
-    some = np.random.default_rng(seed).permutation(len(y))[:ROWS_PERMUTED]
-    return permutation_importance(forest, x[some], y[some], n_repeats=REPEATS, random_state=seed).importances_mean
 
-
-def _shap(forest: Any, x: Values, seed: int) -> Values:
-    """Of the first trees, which are a forest too, on a sample of the rows."""
+def _shap(x: Values, y: Values, seed: int) -> Values:
+    """Of a forest like the other, with fewer trees, on a sample of the rows."""
     import shap
-    from sklearn.ensemble import RandomForestRegressor
 
-    fewer = RandomForestRegressor(TREES_EXPLAINED)
-    fewer.__dict__ |= forest.__dict__ | {"estimators_": forest.estimators_[:TREES_EXPLAINED]}
+    forest = _grown(x, y, TREES_EXPLAINED, ROWS_AN_EXPLAINED_TREE, seed)
     some = np.random.default_rng(seed).permutation(len(x))[:ROWS_EXPLAINED]
-    return np.abs(shap.TreeExplainer(fewer).shap_values(x[some], check_additivity=False)).mean(0)
+    return np.abs(shap.TreeExplainer(forest).shap_values(x[some], check_additivity=False)).mean(0)
 
 
 def _first_order(level: Codes, y: Values) -> float:

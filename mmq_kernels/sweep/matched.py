@@ -98,15 +98,18 @@ def compare_methods(
         predictions: where per-sample predictions are read from.
         seed: of the bootstrap and of the settings whose predictions are read.
     """
+    settings: dict[Key, list[Result]] = {}
+    for result in results:
+        if metric in result.metrics and not untouched(result):
+            settings.setdefault(_factors(result), []).append(result)
     matched: dict[str, dict[Key, Result]] = {}
     by_factors: dict[str, dict[Key, Result]] = {}
-    for result in results:
-        if metric not in result.metrics or untouched(result):
-            continue
-        by_factors.setdefault(result.method, {}).setdefault(_factors(result), result)
-        if result.recipe:
-            key = (_factors(result), tuple(sorted(_granularities(result.recipe).items())))
-            matched.setdefault(result.method, {}).setdefault(key, result)
+    for factors, members in settings.items():
+        for result in members if len({each.method for each in members}) > 1 else ():
+            by_factors.setdefault(result.method, {}).setdefault(factors, result)
+            if result.recipe:
+                key = (factors, tuple(sorted(_granularities(result.recipe).items())))
+                matched.setdefault(result.method, {}).setdefault(key, result)
     found = []
     for one, other in itertools.combinations(sorted(by_factors), 2):
         pairs = _shared(matched.get(one, {}), matched.get(other, {}))

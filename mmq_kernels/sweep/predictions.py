@@ -71,7 +71,8 @@ class Predictions:
             missing = f"a record of {self._path(fingerprint)} lacks or misstates {error}"
             self._note(str(error) if isinstance(error, (ValueError, OSError)) else missing)
             return {}
-        return {name: series for name, series in found.items() if math.isfinite(series.value)}
+        ratios = {name: series for name, series in found.items() if isinstance(series, MetricSamples)}
+        return {name: series for name, series in ratios.items() if math.isfinite(series.value)}
 
     def _note(self, problem: str) -> None:
         if problem not in self.problems:

@@ -28,6 +28,7 @@ from mmq_kernels.eval.matching import MatchingModel
 from mmq_kernels.eval.prompted import PromptedModel
 from mmq_kernels.eval.protocol import protocol_for
 from mmq_kernels.eval.result import write_predictions
+from mmq_kernels.models.plan import Planner
 from mmq_kernels.quantize import Recipe
 from mmq_kernels.sweep.grid import Configuration, Setting
 from mmq_kernels.sweep.identity import code_version, data_digest, images_of, model_digest
@@ -325,14 +326,15 @@ def _paths(model: Any, configurations: Sequence[Configuration], setting: Setting
         ValueError: naming the configuration that does not fit the model, or lacks calibration.
     """
     found: dict[str, list[Step]] = {}
+    planner = Planner(model)
     for each in configurations:
         if each.recipe in found:
             continue
         try:
-            plan = plan_of(model, each.recipe)
+            plan = plan_of(planner, each.recipe)
         except ValueError as error:
             raise ValueError(f"{error}, in configuration {each}") from None
-        if any(stage.needs_data for stage in plan.stages) and setting.calibration is None:
+        if any(stage.needs_data for stage in plan.stages) and setting.source() is None:
             raise ValueError(f"{each.method} needs calibration data, the grid has none, in configuration {each}")
         found[each.recipe] = steps_of(plan)
     return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -271,6 +272,10 @@ def _row(result: Result) -> tuple[Any, ...]:
     return tuple(row[name] for name in COLUMNS)
 
 
+_decoder = json.JSONDecoder(object_pairs_hook=lambda pairs: {sys.intern(name): value for name, value in pairs})
+"""Many rows have the same few names, which are kept once."""
+
+
 class _Texts:
     """Texts by number, and what those that are objects stand for; each is read once."""
 
@@ -289,6 +294,6 @@ class _Texts:
 def _result(row: tuple[Any, ...], texts: _Texts) -> Result:
     found = dict(zip(COLUMNS, row, strict=True))
     found |= {name: texts(found[name], name in OBJECTS) for name in SHARED}
-    found |= {name: json.loads(found[name]) for name in OBJECTS if name not in SHARED}
+    found |= {name: _decoder.decode(found[name]) for name in OBJECTS if name not in SHARED}
     found["intervals"] = {name: tuple(ends) for name, ends in found["intervals"].items()}
     return Result(**found)

@@ -32,7 +32,7 @@ from mmq_kernels.eval.captions import CaptionScorer, CaptionScores
 from mmq_kernels.eval.generative import Effort
 from mmq_kernels.eval.meteor import Meteor
 from mmq_kernels.eval.result import Record
-from mmq_kernels.models.plan import Plan, make_plan
+from mmq_kernels.models.plan import Plan, Planner
 from mmq_kernels.quantize import Recipe
 from mmq_kernels.quantize.walk import Batch
 from mmq_kernels.sweep.grid import Setting
@@ -84,9 +84,9 @@ class Machine:
     shared_bytes: int | None = None
 
 
-def plan_of(model: Any, recipe: str) -> Plan:
+def plan_of(planner: Planner, recipe: str) -> Plan:
     """The plan of a recipe, which may be empty."""
-    return make_plan(model, Recipe.parse(recipe)) if recipe else Plan({}, {})
+    return planner.plan(Recipe.parse(recipe)) if recipe else Plan({}, {})
 
 
 def prepare_tasks(setting: Setting, processor: Any) -> dict[str, evaluation.Prepared]:
@@ -124,6 +124,7 @@ class Workbench:
         self.model: Any = checkpoint.load(self._folder, device=machine.device)
         self._shelf = Shelf(default_bytes() if machine.shared_bytes is None else machine.shared_bytes)
         self._meteor = Meteor()
+        self._planner = Planner(self.model)
         self._paths: dict[str, tuple[Plan, Sequence[Step]]] = {}
         self._variants: Counter[str] = Counter()
         self._quantizer = SharedQuantizer(
@@ -175,7 +176,7 @@ class Workbench:
 
     def _path(self, recipe: str) -> tuple[Plan, Sequence[Step]]:
         if recipe not in self._paths:
-            plan = plan_of(self.model, recipe)
+            plan = plan_of(self._planner, recipe)
             self._paths[recipe] = plan, steps_of(plan)
         return self._paths[recipe]
 

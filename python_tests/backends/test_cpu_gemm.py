@@ -10,8 +10,8 @@ from mmq_kernels.spec import BITS, QuantSpec
 pytestmark = pytest.mark.skipif(not ISAS, reason=NO_EXTENSION)
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-GROUPS = (-1, 8, 32, 64, 128)
-M, N, K = (0, 1, 2, 7, 8, 9, 17, 257), (1, 5, 16, 33), (8, 40, 72, 100, 3420)
+GROUPS = (-1, 8, 32, 40, 64, 128)
+M, N, K = (0, 1, 2, 4, 5, 8, 9, 17, 257), (1, 5, 16, 33, 130), (8, 40, 72, 100, 3420)
 AXES = (M, N, K, GROUPS, (False, True), DTYPES, DTYPES, tuple(ACTIVATIONS), (False, True))
 
 
@@ -101,6 +101,27 @@ def test_infinite_and_missing_values_stay_in_their_row() -> None:
         x[1, 5] = float("nan")
         y = case.gemm(x)
         assert y[1].isnan().all() and y[0].isfinite().all() and y[2:].isfinite().all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_an_infinity_gives_infinities_of_the_right_sign(isa, dtype) -> None:
+    """x in fp16 goes as two terms of bf16: the second of an infinity must not be infinity - infinity."""
+    case = Case(QuantSpec(4, 32, True), 20, 64, torch.float16)
+    for m in (1, 12):
+        x = torch.randn(m, 64).to(dtype)
+        x[0, 5] = float("inf")
+        y, column = case.gemm(x, isa=isa)[0], case.dense[:, 5]
+        assert torch.equal(y[column != 0], column[column != 0].sign().to(dtype) * float("inf"))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_smallest_and_largest_of_fp16_are_exact(isa) -> None:
+    case = Case(QuantSpec(8, 32, True), 20, 32, torch.float16, power_of_two=True)
+    x = torch.zeros(2, 32, dtype=torch.float16)
+    x[0, 3], x[1, 3] = 65504, 2**-24
+    y = case.gemm(x, isa=isa)
+    assert torch.equal(y, (x.double() @ case.dense.t()).to(torch.float16))
 
 
 def test_guards_name_argument_requirement_and_value(monkeypatch) -> None:

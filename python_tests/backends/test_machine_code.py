@@ -74,7 +74,18 @@ def test_every_kernel_is_there_and_none_spills(arch) -> None:
                 # As gemm_plan.h counts on it: two blocks of 256 threads share 65,536 registers, or one has them all.
                 assert used["registers"] <= (128 if token_tiles == 1 else 255)
     others = [name for name in resources(arch) if "gemm_kernel" not in name]
-    for word in ("gptq_", "rtn_", "dequantize_", "14prepack_", "16unprepack_", "11pack_", "13unpack_", "probe_"):
+    words = (
+        "gptq_",
+        "rtn_",
+        "search_",
+        "descend_",
+        "dequantize_",
+        "14prepack_",
+        "16unprepack_",
+        "11pack_",
+        "13unpack_",
+    )
+    for word in (*words, "probe_"):
         assert any(word in name for name in others), word
     assert all(resources(arch)[name]["stack"] == 0 for name in others)
 
@@ -98,7 +109,7 @@ def test_products_use_tensor_cores_and_wide_copies(arch, dtype, bits, token_tile
 
 @pytest.mark.parametrize("arch", ARCHS)
 def test_quantizers_keep_their_rows_in_registers(arch) -> None:
-    names = [name for name in resources(arch) if "gptq_kernel" in name or "rtn_kernel" in name]
+    names = [name for name in resources(arch) if re.search("(gptq|rtn|search|descend)_kernel", name)]
     found = instructions(arch, *names)
     assert not any(instruction.startswith(("LDL", "STL")) for instruction in found)
 

@@ -3,8 +3,13 @@
 import pytest
 import torch
 
+from mmq_kernels import _native
+from mmq_kernels.bench.alternating import bench_alternating
 from mmq_kernels.bench.gemm import bench_gemm, bench_overhead, moved_bytes, operations
 from mmq_kernels.bench.layers import random_layer, twin
+from mmq_kernels.bench.lines import line
+from mmq_kernels.bench.packing import bench_packing
+from mmq_kernels.bench.peers import peers, why_no_ort
 from mmq_kernels.bench.setting import Setting
 from mmq_kernels.bench.shapes import SHAPES, TOKENS, named
 from mmq_kernels.ops import use_backend
@@ -93,3 +98,35 @@ def test_other_backends_are_timed_beside(setting: Setting) -> None:
         assert row["reference_x_torch_fp32"] == row["torch_fp32_us"] / row["reference_us"]
     with pytest.raises(RuntimeError, match="'cuda' was asked for but cannot serve"):
         list(bench_gemm(setting, named(["24x64"]), (4,), (32,), (1,), beside=("cuda",)))
+
+
+def test_rounded_activations_and_the_limits_of_the_same_run(setting: Setting) -> None:
+    (row,) = bench_gemm(setting, named(["64x128"]), (4,), (32,), (5,), rounded=True, against=True)
+    assert row["x_a8"] == row["us"] / row["a8_us"]
+    assert row["peak_int8_tops"] == setting.limits.int8_tops
+    assert row["torch_int4pack_us"] > 0
+    assert ("ort_a8_us" in row) == (why_no_ort() is None)
+
+
+def test_others_are_compared_only_where_they_can_be(setting: Setting) -> None:
+    assert peers(setting, 64, 136, 4, 128) == {}
+    assert peers(setting, 64, 128, 3, 32) == {}
+    assert "torch_int4pack" not in peers(setting, 64, 128, 8, 32)
+
+
+def test_alternating_and_packing_rows(setting: Setting) -> None:
+    (row,) = bench_alternating(setting, size=128, rounds=2)
+    assert row["overhead"] == pytest.approx(row["us"] / (row["torch_us"] + row["packed_us"]) - 1)
+    (row,) = bench_packing(setting, (3,), 16384, rounds=2)
+    assert (row["n"], row["k"]) == (2, 8192)
+    assert row["pack_seconds_per_1e9"] == pytest.approx(row["us"] * 1e3 / 16384)
+    assert "s per 1e9" in line(row)
+
+
+@pytest.mark.skipif(not _native.available(), reason="no compiled extension")
+def test_peaks_count_what_they_do() -> None:
+    for kind, each in ((0, (8, 16)), (1, (32,)), (2, (32, 64))):
+        done = _native.module().multiply_adds(kind, 10, 2)
+        assert done in (0, *(10 * 2 * 12 * width for width in each))
+    with pytest.raises(ValueError, match="kind must be 0"):
+        _native.module().multiply_adds(3, 10, 1)

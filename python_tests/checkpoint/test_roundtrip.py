@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from mmq_kernels import QuantLinear, QuantSpec
 from mmq_kernels.checkpoint import CheckpointError, disk_bytes, load, load_processor, save
 from mmq_kernels.models import quantize_model
+from mmq_kernels.nn import set_activation_bits
 
 RECIPE = "vision=rtn:4:g16 connector=rtn:8 all/mlp=uniform:3"
 
@@ -210,3 +211,18 @@ def test_files_can_be_read_by_others(tmp_path: Path) -> None:
     expected = stat.S_IMODE((tmp_path / "plain").stat().st_mode)
     save(quantized("opt"), tmp_path / "q")
     assert {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "q").iterdir()} == {expected}
+
+
+def test_rounded_activations_are_kept_and_asked_for(tmp_path: Path) -> None:
+    model = quantized("opt" if "opt" in KINDS else KINDS[0])
+    save(model, tmp_path / "plain")
+    assert "activation_bits" not in (tmp_path / "plain" / "config.json").read_text()
+    set_activation_bits(model, 8)
+    save(model, tmp_path / "rounded")
+    for back in (load(tmp_path / "rounded"), load(tmp_path / "plain", activation_bits=8)):
+        assert {m.activation_bits for m in back.modules() if isinstance(m, QuantLinear)} == {8}
+        assert_same_outputs(back, model)
+    back = load(tmp_path / "rounded", activation_bits=16)
+    assert {m.activation_bits for m in back.modules() if isinstance(m, QuantLinear)} == {16}
+    with pytest.raises(ValueError, match="activation_bits must be 16 or 8, got 3"):
+        load(tmp_path / "plain", activation_bits=3)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from mmq_kernels.eval.answers import CONTRACTIONS, answer_accuracy, normalize_answer
+from mmq_kernels.eval.answers import CONTRACTIONS, answer_accuracy, exact_accuracy, normalize_answer
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,25 @@ def test_human_answers_are_normalized_too() -> None:
 
 def test_empty_prediction_is_wrong() -> None:
     assert answer_accuracy("", ["yes"] * 6 + ["no"] * 4) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("prediction", "answer", "right"),
+    [
+        ("yes", "yes", True),
+        ("Yes.", "yes", True),
+        (" light  blue\n", "light blue", True),
+        ("t-shirt", "t-shirt", True),  # not VQA's normalization, which would drop the hyphen
+        ("the dog", "dog", False),  # articles count
+        ("2", "two", False),
+        ("", "yes", False),
+        ("yes, it is", "yes", False),
+    ],
+)
+def test_gqa_answers_match_exactly(prediction: str, answer: str, right: bool) -> None:
+    assert exact_accuracy(prediction, [answer]) == float(right)
+
+
+def test_no_more_than_32_periods_vanish() -> None:
+    """The official script passes a flag, whose value is 32, where `re.sub` takes a count."""
+    assert normalize_answer("a." * 40) == "a" * 32 + "a." * 8

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mmq_kernels.eval import MetricSamples, interval, paired_interval, ratio_interval
+from mmq_kernels.eval import CorpusSamples, MetricSamples, interval, paired_interval, ratio_interval
 
 
 def _samples(values: np.ndarray, weights: np.ndarray | None = None, clusters: tuple = ()) -> MetricSamples:
@@ -72,3 +72,17 @@ def test_different_samples_are_not_compared() -> None:
     zero = MetricSamples((1, 2), (0.0, 0.0), (1.0, 1.0))
     with pytest.raises(ValueError, match="baseline other than 0"):
         ratio_interval(one, zero)
+
+
+def test_a_function_of_sums_is_resampled_like_a_ratio_of_sums() -> None:
+    rng = np.random.default_rng(3)
+    hits, weights = rng.random(40), rng.integers(1, 5, 40).astype(float)
+    images = tuple(int(image) for image in rng.integers(0, 12, 40))
+    ratio = MetricSamples(tuple(range(40)), tuple(hits), tuple(weights), images)
+    counts = tuple(zip(hits.tolist(), weights.tolist(), strict=True))
+    sums = CorpusSamples(tuple(range(40)), counts, lambda found: found[..., 0] / found[..., 1], images)
+    assert sums.value == pytest.approx(ratio.value)
+    assert vars(interval(sums)) == pytest.approx(vars(interval(ratio)))
+    better = CorpusSamples(sums.keys, tuple((h + 0.1 * w, w) for h, w in counts), sums.metric, images)
+    gain = paired_interval(better, sums)
+    assert (gain.low, gain.value, gain.high) == pytest.approx((0.1, 0.1, 0.1))

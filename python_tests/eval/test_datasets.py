@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_blip2 import write_coco, write_flickr, write_image, write_json, write_vqa
+from tiny_blip2 import write_coco, write_flickr, write_gqa, write_image, write_json, write_vqa
 
 from mmq_kernels.eval import DataError, RetrievalGallery, calibration_samples, load
+from mmq_kernels.eval.datasets import default_split
 
 
 def _edit(path: Path, change: Callable[[Any], object]) -> None:
@@ -228,3 +229,151 @@ def test_flickr_captions_of_another_kind(tmp_path: Path) -> None:
     path.write_text(json.dumps({"images": json.loads(path.read_text())}))
     with pytest.raises(DataError, match="expected a list of objects, got a object"):
         load("retrieval", tmp_path)
+
+
+# --- Karpathy's COCO --------------------------------------------------------------------------------------------------
+
+
+def _karpathy(folder: Path, splits: dict[int, str], *, images: str | None = "val2014") -> Path:
+    """COCO's images 0.. with their splits, in the 2014 folders or (None) not at all."""
+    listed = []
+    for number, split in splits.items():
+        name = f"COCO_val2014_{number:012d}.jpg"
+        if images:
+            write_image(folder / images / name, seed=number)
+        said = [{"raw": f"A star {number}."}, {"raw": "Another."}]
+        listed.append({"filepath": "val2014", "filename": name, "cocoid": number, "split": split, "sentences": said})
+    return write_json(folder / "dataset_coco.json", {"images": listed, "dataset": "coco"})
+
+
+def test_coco_by_karpathy(tmp_path: Path) -> None:
+    _karpathy(tmp_path, {0: "test", 1: "val", 2: "train", 3: "restval", 4: "test"})
+    samples = load("caption", tmp_path)  # no val2017: his test split is what is evaluated
+    assert [sample.image_id for sample in samples] == [0, 4]
+    assert samples[1].image == tmp_path / "val2014" / "COCO_val2014_000000000004.jpg"
+    assert samples[1].references == ("A star 4.", "Another.")
+    assert [sample.image_id for sample in load("caption", tmp_path, "val")] == [1]
+    assert [sample.image_id for sample in load("caption", tmp_path, "train")] == [2, 3]
+    assert default_split("caption", tmp_path) == "test"
+    write_coco(tmp_path, images=3)
+    assert default_split("caption", tmp_path) == "val" and len(load("caption", tmp_path)) == 3
+
+
+def test_karpathy_s_images_may_stand_in_the_2017_folders(tmp_path: Path) -> None:
+    _karpathy(tmp_path, {7: "test", 8: "test"}, images=None)
+    with pytest.raises(DataError, match=r"no image .*val2014/COCO_val2014_000000000007\.jpg \(sample 7; 2 of 2 images"):
+        load("caption", tmp_path, "test")
+    places = [write_image(tmp_path / f"{year}2017" / f"{i:012d}.jpg", seed=i) for i, year in ((7, "val"), (8, "train"))]
+    assert [sample.image for sample in load("caption", tmp_path, "test")] == places
+
+
+def test_calibration_leaves_out_images_that_are_evaluated(tmp_path: Path) -> None:
+    """COCO's train2017 holds most of Karpathy's test and val; his train holds COCO's val2017."""
+    write_coco(tmp_path, images=8, split="train")
+    _karpathy(tmp_path, {0: "test", 1: "val", 2: "train", 5: "test"}, images=None)
+    drawn = calibration_samples("caption", tmp_path, 5)
+    assert [sample.image_id for sample in drawn] == [2, 3, 4, 6, 7]
+    with pytest.raises(DataError, match=r"needs 6 samples, .* has 5 in its train split, and 3 more about images of an"):
+        calibration_samples("caption", tmp_path, 6)
+    other = tmp_path / "other"
+    _karpathy(other, {i: "train" for i in range(6)})
+    write_coco(other, images=4)
+    assert [sample.image_id for sample in calibration_samples("caption", other, 2)] == [4, 5]
+
+
+def test_an_image_in_both_of_flickr_s_lists_is_not_drawn(tmp_path: Path) -> None:
+    write_flickr(tmp_path, images=4, split="train")
+    shared = json.loads((tmp_path / "annotations" / "flickr30k_train.json").read_text())[1:3]
+    write_json(tmp_path / "annotations" / "flickr30k_test.json", shared)
+    assert [sample.image.name for sample in calibration_samples("retrieval", tmp_path, 2)] == [
+        "train0.jpg",
+        "train3.jpg",
+    ]
+
+
+# --- GQA --------------------------------------------------------------------------------------------------------------
+
+
+def test_gqa(tmp_path: Path) -> None:
+    write_gqa(tmp_path)
+    samples = load("gqa", tmp_path)
+    assert len(samples) == 12
+    sample = samples[4]
+    assert (sample.question_id, sample.question) == ("0011", "Is there a star?")
+    assert sample.image == tmp_path / "images" / "n1.jpg"
+    assert (sample.answers, sample.common_answer) == (("yes",), "yes")
+    assert sample.kinds == {"answer_type": "binary", "structural_type": "verify", "semantic_type": "obj"}
+    assert samples[3].kinds["answer_type"] == "open"
+    with pytest.raises(DataError, match=r"missing .*val_balanced_questions\.json"):
+        load("gqa", tmp_path, "val")
+
+
+def test_gqa_is_calibrated_on_its_training_split(tmp_path: Path) -> None:
+    write_gqa(tmp_path)
+    with pytest.raises(DataError, match=r"missing .*train_balanced_questions.*draws from the train split only"):
+        calibration_samples("gqa", tmp_path, 2)
+    path = write_gqa(tmp_path, split="train", images=3)
+    drawn = calibration_samples("gqa", tmp_path, 5, seed=1)
+    assert drawn == calibration_samples("gqa", tmp_path, 5, seed=1) != calibration_samples("gqa", tmp_path, 5, seed=2)
+    assert {sample.image.name[:5] for sample in drawn} == {"train"}
+    _edit(path, lambda content: content["0000"].update(imageId="n0"))
+    with pytest.raises(DataError, match="has 8 in its train split, and 1 more about images of an evaluated split"):
+        calibration_samples("gqa", tmp_path, 9)
+
+
+def test_gqa_unbalanced_questions_do_not_count(tmp_path: Path) -> None:
+    path = write_gqa(tmp_path)
+    _edit(path, lambda content: content["0000"].update(isBalanced=False))
+    assert len(load("gqa", tmp_path)) == 11
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c["0001"].pop("answer"), r'an entry lacks key "answer" \(of 0001\)'),
+        (lambda c: c["0001"].update(imageId=5), r'"imageId" holds a number \(of 0001\)'),
+        (lambda c: c["0001"].update(answer=" "), "question 0001 has an empty answer"),
+        (lambda c: c.update({"0001": []}), 'expected an object under "0001", got a list'),
+        (lambda c: c["0001"].update(imageId="gone"), r"no image .*gone\.jpg \(sample 0001; 1 of 5 images are so\)"),
+    ],
+)
+def test_gqa_entries_that_are_wrong_are_named(tmp_path: Path, change: Callable[[Any], object], message: str) -> None:
+    _edit(write_gqa(tmp_path), change)
+    with pytest.raises(DataError, match=message):
+        load("gqa", tmp_path)
+
+
+def test_gqa_ids_that_occur_twice_are_named(tmp_path: Path) -> None:
+    path = write_gqa(tmp_path)
+    text = path.read_text()
+    path.write_text(text[:-1] + ", " + text[text.index('"0010"') : text.index('"0011"')].rstrip(", ") + "}")
+    with pytest.raises(DataError, match=r"testdev_balanced_questions\.json: id 0010 occurs twice"):
+        load("gqa", tmp_path)
+    path.write_text("[]")
+    with pytest.raises(DataError, match="expected an object of objects, got a list"):
+        load("gqa", tmp_path)
+
+
+# --- before hours are spent -------------------------------------------------------------------------------------------
+
+
+def test_damaged_images_are_found_before_anything_is_evaluated(tmp_path: Path) -> None:
+    write_vqa(tmp_path)
+    image = tmp_path / "val2014" / "COCO_val2014_000000000002.jpg"
+    whole = image.read_bytes()
+    image.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"000000000002\.jpg is a damaged image: .* \(sample 20; 1 of 4 images"):
+        load("vqa", tmp_path)
+    image.write_text("text")
+    with pytest.raises(DataError, match=r"000000000002\.jpg is no image \(sample 20"):
+        load("vqa", tmp_path)
+
+
+def test_an_image_id_that_does_not_exist(tmp_path: Path) -> None:
+    questions, annotations = write_vqa(tmp_path)
+    _edit(questions, lambda content: content["questions"][7].update(image_id=99))
+    with pytest.raises(DataError, match=r"question 21 is about image 2, in .*questions\.json about image 99"):
+        load("vqa", tmp_path)
+    _edit(annotations, lambda content: content["annotations"][7].update(image_id=99))
+    with pytest.raises(DataError, match=r"no image .*COCO_val2014_000000000099\.jpg \(sample 21; 1 of 5 images"):
+        load("vqa", tmp_path)

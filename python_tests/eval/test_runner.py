@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_blip2 import blip2_itm, blip2_opt, processor, write_coco, write_flickr, write_vqa
+from tiny_blip2 import blip2_itm, blip2_opt, processor, write_coco, write_flickr, write_gqa, write_vqa
 
 from mmq_kernels.eval import (
     EvalOptions,
@@ -43,9 +43,13 @@ def test_captioning(data: Path) -> None:
     assert record["nll_tokens"] == 4
     scorer = CaptionScorer({r["id"]: r["references"] for r in result.records}, tokenizer="plain")
     expected = scorer.score({r["id"]: r["caption"] for r in result.records}, meteor=False)
-    assert result.metrics["cider"] == expected.cider
-    assert [r["cider"] for r in result.records] == list(expected.cider_per_image)
+    assert result.metrics["cider"] == expected.metrics["cider"]
+    assert [r["cider"] for r in result.records] == [image["cider"] for image in expected.per_image]
     assert result.metrics["meteor"] is None and result.settings["tokenizer"] == "plain"
+    assert result.settings["not_computed"] == {"meteor": "not asked for", "spice": "not asked for"}
+    assert set(result.intervals) == {name for name, value in result.metrics.items() if value is not None}
+    for name, around in result.intervals.items():
+        assert around.value == pytest.approx(result.metrics[name]), name
     nll, tokens = (sum(r[name] for r in result.records) for name in ("nll", "nll_tokens"))
     assert result.metrics["nll"] == pytest.approx(nll / tokens)
     assert result.intervals["nll"].low < result.metrics["nll"] < result.intervals["nll"].high
@@ -75,6 +79,21 @@ def test_question_answering(data: Path) -> None:
     )
 
 
+def test_gqa_is_scored_by_exact_match_and_type(data: Path) -> None:
+    write_gqa(data / "gqa")
+    result = evaluate(blip2_opt(), processor(), "gqa", data / "gqa", options=replace(FAST, num_beams=None))
+    assert result.samples == 12 and result.settings["split"] == "testdev"
+    assert result.settings["decoding"]["num_beams"] == 5
+    assert set(result.breakdown) == {"answer_type", "structural_type", "semantic_type"}
+    assert set(result.breakdown["answer_type"]) == {"open", "binary"}
+    assert set(result.breakdown["structural_type"]) == {"query", "verify", "choose"}
+    record = result.records[1]
+    assert record["id"] == "0001" and record["image"] == "images/n0.jpg" and record["answers"] == ["yes"]
+    assert all(r["accuracy"] == float(r["prediction"].lower() == r["answers"][0]) for r in result.records)
+    assert result.intervals["accuracy"].value == pytest.approx(result.metrics["accuracy"])
+    assert result.metrics["nll"] > 0
+
+
 def test_retrieval(data: Path) -> None:
     result = evaluate(blip2_itm(), processor(), "retrieval", data / "flickr30k", options=FAST)
     assert result.samples == 6 and len(result.records) == 18
@@ -82,7 +101,9 @@ def test_retrieval(data: Path) -> None:
     ranks = [r["text_rank"] for r in result.records if r["kind"] == "image"]
     assert result.metrics["text_r1"] == sum(rank < 1 for rank in ranks) / 6
     assert {"image_r10", "image_r10_contrastive"} <= result.metrics.keys()
-    assert set(result.intervals) == {"text_r1", "image_r1", "text_r1_contrastive", "image_r1_contrastive"}
+    assert set(result.intervals) == set(result.metrics), "every recall has its interval"
+    for name, around in result.intervals.items():
+        assert around.low <= around.value <= around.high and around.value == pytest.approx(result.metrics[name])
 
 
 def test_half_precision_with_a_q_former_left_in_single(data: Path) -> None:

@@ -40,6 +40,18 @@ def test_what_was_optimized_is_what_runs(kind, recipe) -> None:
     assert not torch.allclose(expected, outputs(original), rtol=1e-4)
 
 
+@pytest.mark.parametrize("method", ["uniform", "gptq+"])
+def test_biases_norms_and_embeddings_stay_as_they_are(method) -> None:
+    original = make("opt")
+    model = copy.deepcopy(original)
+    report = quantize_model(model, f"all={method}:2", batches(model))
+    weights = {f"{layer.name}.weight" for layer in report.layers}
+    kept = {name: tensor for name, tensor in original.named_parameters() if name not in weights}
+    assert any(name.endswith("fc1.bias") for name in kept) and any("embed" in name for name in kept)
+    found = model.state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in kept.items())
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_gptq_layer_saw_data_and_beat_rounding(kind) -> None:
     model = make(kind)

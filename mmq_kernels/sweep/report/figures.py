@@ -24,7 +24,7 @@ Axis = dict[str, Any]
 """Attributes of an axis by their dotted names."""
 DASHES = ("solid", "dash", "dot", "dashdot")
 SCALE = "Viridis"
-MOST_POINTS = 3_000
+MOST_POINTS = 1_500
 """Of a trace; of more a seeded sample, beside the whole front."""
 MOST_HEATMAPS = 3
 

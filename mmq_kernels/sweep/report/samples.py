@@ -107,17 +107,22 @@ def examples(
     full = {name: own for name, own in told.items() if len(own) == len(read)}
     order = sorted(full, key=lambda name: -_disagreement(full[name].values()))
     half = MOST_EXAMPLES // 2
-    picked = _of_other_images([*order, *full], full, half)
-    picked += _of_other_images([name for name in full if name not in picked], full, MOST_EXAMPLES - half)
+    images = {name: str(next(iter(own.values())).get("image")) for name, own in full.items()}
+    picked = _of_other_images(order, images, [], half)
+    picked += _of_other_images(list(full), images, picked, MOST_EXAMPLES - len(picked))
     return [_example(full[name], read) for name in picked], problems
 
 
-def _of_other_images(names: Sequence[Any], told: dict[Any, dict[str, dict[str, Any]]], most: int) -> list[Any]:
-    """The first samples, as far as there are each of an image of its own."""
-    seen: dict[str, Any] = {}
+def _of_other_images(names: Sequence[Any], images: dict[Any, str], picked: Sequence[Any], most: int) -> list[Any]:
+    """The first samples that are not picked yet, those first whose image was not seen before."""
+    seen = {images[name] for name in picked}
+    fresh = []
     for name in names:
-        seen.setdefault(str(next(iter(told[name].values())).get("image")), name)
-    return list(dict.fromkeys([*seen.values(), *names]))[:most]
+        if images[name] not in seen:
+            seen.add(images[name])
+            fresh.append(name)
+    others = [name for name in names if name not in picked]
+    return list(dict.fromkeys([*fresh, *others]))[:most]
 
 
 def _about(record: dict[str, Any]) -> str | None:
