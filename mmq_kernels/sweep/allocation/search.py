@@ -35,13 +35,13 @@ MOST_EXPONENT = 4.0
 APART = 2
 """Units in which proposals of one error model differ."""
 
-_RIDGE = 0.1
+_RIDGE = 1.0
 """How strongly corrections are drawn to the one that fits all units alike, against relative errors of the sums."""
 
 _TINY = 1e-12
 
-_FLOOR = 1e-3
-"""Share of the largest loss below which losses are not told apart in corrections."""
+_FLOOR = 0.2
+"""Share of the median below which what was lost counts as that share: noise, which may be below zero."""
 
 _SPREAD = 0.1
 """Of logarithms of sums, from which on an exponent can be fitted."""
@@ -250,9 +250,9 @@ class Search:
         return np.array([[row[i] for row, i in zip(table, chosen, strict=True)] for chosen in allocations])
 
     def _lost(self) -> npt.NDArray[np.float64]:
-        """What quantizing cost, of every measured model; noise below the least that is told apart counts as that."""
+        """What quantizing cost, of every measured model."""
         lost = np.array([one.loss - self.float_loss for one in self.measured])
-        return np.maximum(lost, max(float(np.abs(lost).max()) * _FLOOR, _TINY))
+        return np.maximum(lost, max(float(np.median(np.abs(lost))) * _FLOOR, _TINY))
 
     def additivity(self) -> dict[str, float]:
         """How well the plain sums order what was measured."""
