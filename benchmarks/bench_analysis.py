@@ -3,8 +3,8 @@
     python benchmarks/bench_analysis.py [--out FILE] [--rows 100000] [--groups 12] [--keep FOLDER] [--report]
 
 The rows are those of a sweep: thirds of three components, kinds of layers, groups of several models, tasks and methods,
-with six metrics, intervals, recipe and versions each. `mmq analyze` and, if asked, `mmq report` run as a user runs them,
-in processes of their own, whose wall time, processor time and peak of resident memory are measured. A line is appended.
+with six metrics, intervals, recipe and versions each. `mmq analyze` and, if asked, `mmq report` run as a user runs
+them, in processes of their own; wall time, processor time and peak of resident memory are measured. A line is appended.
 """
 
 from __future__ import annotations

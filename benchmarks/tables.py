@@ -440,8 +440,8 @@ def analysis() -> str:
             times = (f"{row[f'{name}_{kind}']:.0f} s" for kind in ("seconds", "cpu_seconds"))
             body.append([f"`mmq {name}`", disk, *times, _gb(row[f"{name}_peak_bytes"])])
     text = (
-        f"**A large sweep**: {row['rows']:,} results of {row['groups']} models, tasks and methods, bits of nine thirds "
-        "of blocks, six metrics with intervals each.\n\n"
+        f"**A large sweep**: {row['rows']:,} results in {row['groups']} groups (models x tasks x methods), bits of "
+        "nine thirds of blocks, six metrics with intervals each.\n\n"
     )
     return text + table(["", "on disk", "time", "processor time", "peak memory"], body) + "\n" + source(row) + "\n"
 
