@@ -147,9 +147,9 @@ def against() -> str:
         for row in rows
     ]
     text = (
-        f"**Beside others on the CPU**, {last['n']} x {last['k']}, group {last['group']}, milliseconds (medians), weights "
-        "rotated through 160 MiB. ONNX Runtime's `MatMulNBits` at accuracy levels 1 and 4, symmetric; torch's int4 "
-        f"kernel with bf16 activations. Read bandwidth {last['read_gb_per_s']:.0f} GB/s, peak "
+        f"**Beside others on the CPU**, {last['n']} x {last['k']}, group {last['group']}, milliseconds (medians), "
+        "weights rotated through 160 MiB. ONNX Runtime's `MatMulNBits` at accuracy levels 1 and 4, symmetric; torch's "
+        f"int4 kernel with bf16 activations. Read bandwidth {last['read_gb_per_s']:.0f} GB/s, peak "
         f"{last['matmul_tflops']:.2f} TFLOP/s in {last['dtype']} and {last['peak_int8_tops']:.2f} TOP/s in int8.\n\n"
     )
     return text + table(["", *columns.values()], body) + "\n" + source(last) + "\n"
