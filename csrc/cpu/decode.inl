@@ -69,6 +69,23 @@ struct Grid {
     F16 scale, zero;
 };
 
+// Asks for the grid of a tile to come. Its groups lie a row of scales apart, where no prefetcher looks: without this, each
+// line is waited for.
+template <int BITS>
+inline void fetch_grid(const Weight& w, int64_t tile, int64_t group) {
+    const int64_t rows = tiles_of(w.n) * kTileRows, size = w.scale_dtype == Dtype::kFloat32 ? 4 : 2;
+    const int64_t scale = (group * rows + tile * kTileRows) * size;
+    const int64_t zero = group * stream_words(rows, BITS) * 4 + 2 * BITS * tile;
+    auto at = [](const void* base, int64_t offset) {
+        return reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(base) +
+                                             static_cast<uintptr_t>(offset));
+    };
+    __builtin_prefetch(at(w.scale, scale));
+    if (w.zero != nullptr) __builtin_prefetch(at(w.zero, zero));
+}
+
+constexpr int64_t kGridAhead = 4;  // tiles
+
 template <int BITS>
 inline Grid load_grid(const Weight& w, int64_t tile, int64_t group) {
     const int64_t rows = tiles_of(w.n) * kTileRows;

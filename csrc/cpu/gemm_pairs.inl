@@ -213,6 +213,7 @@ void multiply_tiles(const Weight& w, const uint32_t* streams, const float* sums,
         }
 #pragma GCC unroll 2
         for (int r = 0; r < TILES; ++r) {
+            fetch_grid<BITS>(w, tiles[r] + kGridAhead, group);
             const Grid grid = load_grid<BITS>(w, tiles[r], group);
 #pragma GCC unroll 4
             for (int s = 0; s < STREAMS; ++s) {
@@ -343,6 +344,7 @@ void multiply_strip(const GemmArgs& args, const StreamBlock& block, int64_t firs
     each_segment(w, [&](int64_t begin, int64_t end, int64_t group) {
         for (int r = 0; r < TILES; ++r) {
             decode_pairs<BITS, TILES>(w, first_tile + r, begin, end, panel.codes + r * kTileRows);
+            fetch_grid<BITS>(w, first_tile + r + TILES, group);
             const Grid grid = load_grid<BITS>(w, first_tile + r, group);
             store(panel.scale + r * kTileRows, grid.scale);
             store(panel.zero + r * kTileRows, grid.zero);
