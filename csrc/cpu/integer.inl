@@ -174,6 +174,7 @@ MMQ_INLINE void multiply_segment(const int32_t* const* words, const int8_t* x, i
     for (int64_t grain = begin; grain < end;) {
         each_number<Sums<TOKENS>::kTiles>(
             [&](auto i) MMQ_INLINE_LAMBDA { unit[i] = words[i] + grain / kGrains * (BITS * kTileRows); });
+        if constexpr (Sums<TOKENS>::kTiles == 1) fetch_unit<BITS>(unit[0]);
         const int8_t* codes = x + grain * kGrainCodes;
         if (grain % kGrains == 0 && end - grain >= kGrains) {
             each_number<kGrains * kGrainSteps>([&](auto step) MMQ_INLINE_LAMBDA {
@@ -220,6 +221,7 @@ void multiply_tokens(const GemmArgs& args, const CodedTokens& in, int64_t first_
     each_segment(w, [&](int64_t begin, int64_t end, int64_t group) {
         Block sums;
         each_number<Block::kTiles>([&](auto i) MMQ_INLINE_LAMBDA {
+            fetch_grid<BITS>(w, tile[i] + kGridAhead, group);
             const I16 zero = load_zero<BITS>(w, tile[i], group);
             each_number<TOKENS>([&](auto t) MMQ_INLINE_LAMBDA {
                 sums.of[i][t][0] = mul_words(zero, set1_word(minus[t]));
@@ -302,7 +304,9 @@ void gemm_integer_bits(const GemmArgs& args) {
                            reinterpret_cast<int8_t*>(coded.data()) + share * steps * kStepColumns);
             }
         });
-        parallel_for(threads, ceil_div(tiles_of(w.n), kDotTiles), 1, [&](int64_t i) {
+        // Few tokens are over in no time: what counts then are long runs through memory.
+        const int64_t run = in.count > 4 ? 1 : ceil_div(tiles_in_a_run(args, threads), kDotTiles);
+        parallel_for(threads, ceil_div(tiles_of(w.n), kDotTiles), run, [&](int64_t i) {
             for (int64_t block = 0; block < in.count; block += kDotTokens)
                 multiply_block<BITS>(args, in, i * kDotTiles, block);
         });
