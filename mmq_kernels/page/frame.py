@@ -34,7 +34,7 @@ def _policy() -> str:
     )
     rules = {
         "default-src": "'none'",
-        "script-src": f"{hashes} 'unsafe-eval'",
+        "script-src": hashes,
         "style-src": "'unsafe-inline'",
         "img-src": "data: blob:",
         "font-src": "data:",

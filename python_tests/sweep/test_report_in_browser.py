@@ -119,7 +119,7 @@ def test_the_recipe_is_copied_and_the_theme_changes(page: Page) -> None:
     assert recipe.locator("pre").text_content().startswith("mmq quantize 'm/<script>")
     shown.context.grant_permissions(["clipboard-read", "clipboard-write"])
     recipe.locator("button").click()
-    shown.wait_for_function("document.querySelector('.recipe button').textContent === 'copied'")
+    shown.locator(".recipe button", has_text="copied").first.wait_for()
     assert shown.evaluate("navigator.clipboard.readText()") == recipe.locator("pre").text_content()
     ground = "getComputedStyle(document.body).backgroundColor"
     axis = "document.querySelector('.js-plotly-plot').layout.font.color"
