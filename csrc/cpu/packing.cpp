@@ -8,6 +8,10 @@
 // the planes.
 #include "packing.h"
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 #include <cstring>
 #include <memory>
 
@@ -107,6 +111,20 @@ class RowBuffers {
     std::unique_ptr<uint8_t[]> codes_;
 };
 
+// Asks for pages of 2 MB where memory is new: a product of one token reads the weight once, and looks up fewer addresses
+// then. Where the system has none to give, or none of that kind, everything is as it was.
+void ask_for_large_pages(void* begin, int64_t bytes) {
+#ifdef __linux__
+    constexpr uintptr_t kLarge = 2 << 20;
+    const uintptr_t at = reinterpret_cast<uintptr_t>(begin);
+    const uintptr_t first = (at + kLarge - 1) / kLarge * kLarge;
+    const uintptr_t last = (at + static_cast<uintptr_t>(bytes)) / kLarge * kLarge;
+    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+    (void)begin, (void)bytes;
+#endif
+}
+
 }  // namespace
 
 void pack(const PackArgs& args, const uint8_t* codes, int32_t* words) {
@@ -127,6 +145,7 @@ void prepack(const PackArgs& args, const int32_t* words, int32_t* tiles) {
     const int64_t stream = stream_words(args.k, args.bits);
     const int64_t tile_words = row_words(args.k, args.bits) * kTileRows, units = units_of(args.k);
     const int64_t blocks = args.threads, count = tiles_of(args.n);
+    ask_for_large_pages(tiles, count * tile_words * 4);
     const RowBuffers buffers(args.k, blocks);
     parallel_for(args.threads, blocks, 1, [&](int64_t block) {
         uint8_t* codes = buffers.row(block);

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,15 +61,27 @@ def model_digest(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def data_digest(data: Prepared) -> str:
-    """Of the samples (ids, texts, names and sizes of images) and of how images and texts are read."""
-    digest = hashlib.sha256()
+def images_of(data: Prepared) -> list[Path]:
+    """Every image once, in order."""
     samples: Any = data.samples
-    images = samples.images if isinstance(samples, RetrievalGallery) else [sample.image for sample in samples]
-    for image in dict.fromkeys(images):
+    found = samples.images if isinstance(samples, RetrievalGallery) else [sample.image for sample in samples]
+    return list(dict.fromkeys(found))
+
+
+def samples_digest(data: Prepared) -> str:
+    """Equal for the same samples: task, ids, texts, names and sizes of images."""
+    digest = hashlib.sha256(data.task.encode())
+    for image in images_of(data):
         digest.update(f"{image.relative_to(data.folder).as_posix()} {image.stat().st_size}\n".encode())
+    samples: Any = data.samples
     for sample in [samples] if isinstance(samples, RetrievalGallery) else samples:
-        digest.update(_told({**vars(sample), "image": None, "images": None}).encode())
+        digest.update(_told({**vars(sample), "image": None, "images": None}).encode() + b"\n")
+    return digest.hexdigest()[:16]
+
+
+def data_digest(data: Prepared) -> str:
+    """Of the samples and of how their images and texts are read."""
+    digest = hashlib.sha256(samples_digest(data).encode())
     reader = getattr(data.processor, "image_processor", data.processor)
     tokenizer = getattr(data.processor, "tokenizer", data.processor)
     digest.update(_told(reader.to_dict() if hasattr(reader, "to_dict") else type(reader).__name__).encode())

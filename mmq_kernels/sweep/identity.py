@@ -1,4 +1,4 @@
-"""What a result depends on, as digests: the files of the model, the samples, the code.
+"""What a result depends on, as digests: the files of the model, the code (the samples: `mmq_kernels.eval.identity`).
 
 A result is that of a recipe on a model (the content of its files), calibrated and scored on samples (their texts, the
 names and sizes of their images) with options, by this code. Where it ran, on how many threads and beside which other
@@ -9,17 +9,13 @@ numbers: a changed comment there runs things again, which costs time; a forgotte
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Iterator
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
 
 from mmq_kernels import __version__
 from mmq_kernels.checkpoint.loading import FILES
-from mmq_kernels.eval import Prepared, RetrievalGallery
 
 NUMBERS = ("quantize", "models", "eval", "checkpoint", "nn", "ops", "backends", "packing.py", "spec.py")
 """Parts of the package on which numbers depend."""
@@ -48,30 +44,6 @@ def model_digest(folder: Path) -> str:
     for path in sorted({path for pattern in FILES for path in folder.glob(pattern)}):
         digest.update(f"{path.name} {_of_file(path)}\n".encode())
     return digest.hexdigest()[:16]
-
-
-def data_digest(data: Prepared) -> str:
-    """Equal for the same samples: ids, texts, names and sizes of images."""
-    digest = hashlib.sha256(data.task.encode())
-    for line in _lines(data):
-        digest.update(line.encode() + b"\n")
-    return digest.hexdigest()[:16]
-
-
-def images_of(data: Prepared) -> list[Path]:
-    """Every image once, in order."""
-    samples = data.samples
-    found = samples.images if isinstance(samples, RetrievalGallery) else [sample.image for sample in samples]
-    return list(dict.fromkeys(found))
-
-
-def _lines(data: Prepared) -> Iterator[str]:
-    for image in images_of(data):
-        yield f"{image.relative_to(data.folder).as_posix()} {image.stat().st_size}"
-    samples: Any = data.samples
-    for sample in [samples] if isinstance(samples, RetrievalGallery) else samples:
-        fields = {name: value for name, value in vars(sample).items() if name not in ("image", "images")}
-        yield json.dumps(fields, sort_keys=True, default=str)
 
 
 def _of_file(path: Path) -> str:

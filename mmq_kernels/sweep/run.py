@@ -23,6 +23,7 @@ from mmq_kernels.checkpoint.folder import read_config
 from mmq_kernels.checkpoint.format import KEY
 from mmq_kernels.checkpoint.loading import fetched
 from mmq_kernels.checkpoint.skeleton import build_skeleton
+from mmq_kernels.eval.identity import images_of, samples_digest
 from mmq_kernels.eval.images import open_image
 from mmq_kernels.eval.matching import MatchingModel
 from mmq_kernels.eval.prompted import PromptedModel
@@ -31,7 +32,7 @@ from mmq_kernels.eval.result import write_predictions
 from mmq_kernels.models.plan import Planner
 from mmq_kernels.quantize import Recipe
 from mmq_kernels.sweep.grid import Configuration, Setting
-from mmq_kernels.sweep.identity import code_version, data_digest, images_of, model_digest
+from mmq_kernels.sweep.identity import code_version, model_digest
 from mmq_kernels.sweep.store import Result, Store, fingerprint
 from mmq_kernels.sweep.tree import SharedWork, Step, depth_first, legs, shared_work, steps_of, subtrees
 from mmq_kernels.sweep.workbench import Machine, Measured, Work, plan_of, prepare_tasks
@@ -193,7 +194,7 @@ class Sweep:
         )
 
     def _facts(self, model: str) -> Callable[[Configuration, str], dict[str, Any]]:
-        digests = {task: data_digest(data) for task, data in self._prepared.items()}
+        digests = {task: samples_digest(data) for task, data in self._prepared.items()}
         options = self.setting.evaluation.model_dump()
         gptq = self.setting.gptq.model_dump()
         tokenizer = {task: self._prepared[task].tokenizer for task in self._prepared}
