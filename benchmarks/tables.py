@@ -93,27 +93,36 @@ def _scored(row: Row, key: str) -> str:
 
 
 def gemm() -> str:
+    return "\n".join(_gemm(rows) for rows in _runs())
+
+
+def _runs() -> list[list[Row]]:
+    """The rows of the newest run for each dtype of x."""
     rows = [row for row in read("cpu") if row["bench"] == "gemm"]
-    if not rows:
-        return ""
+    lasts = {row["dtype"]: row for row in rows}
+    return [
+        newest([row for row in rows if _one_run(row) == _one_run(last)], "bits", "m")
+        for _, last in sorted(lasts.items())
+    ]
+
+
+def _gemm(rows: list[Row]) -> str:
     last = rows[-1]
-    rows = newest([row for row in rows if _one_run(row) == _one_run(last)], "bits", "m")
-    tokens = sorted({row["m"] for row in rows})
+    dtype, tokens = last["dtype"], sorted({row["m"] for row in rows})
+    dense = f"torch_{dtype}_us"
     text = (
-        f"**CPU, {last['n']} x {last['k']}, group {last['group']}**: speed of the packed linear over torch's fp32 "
-        "linear in the same run (ratio of medians), by tokens m.\n\n"
+        f"**CPU, {last['n']} x {last['k']}, group {last['group']}, x in {dtype}**: speed of the packed linear over "
+        f"torch's {dtype} linear in the same run (ratio of medians), by tokens m.\n\n"
     )
     found = {(row["bits"], row["m"]): row for row in rows}
     body = [
-        [f"{bits} bits", *(_times_faster(found.get((bits, m)), "torch_fp32_us", "us") for m in tokens)]
+        [f"{bits} bits", *(_times_faster(found.get((bits, m)), dense, "us") for m in tokens)]
         for bits in sorted({row["bits"] for row in rows})
     ]
-    rounded = [row for row in rows if "a8_us" in row]
-    if rounded:
-        body += [
-            [f"{bits} bits, x in 8", *(_times_faster(found.get((bits, m)), "torch_fp32_us", "a8_us") for m in tokens)]
-            for bits in sorted({row["bits"] for row in rounded})
-        ]
+    body += [
+        [f"{bits} bits, x rounded to 8", *(_times_faster(found.get((bits, m)), dense, "a8_us") for m in tokens)]
+        for bits in sorted({row["bits"] for row in rows if "a8_us" in row})
+    ]
     return text + table(["", *(f"m = {m}" for m in tokens)], body) + "\n" + source(last) + "\n"
 
 
@@ -130,18 +139,18 @@ PEERS = {
     "torch_bf16_us": "torch bf16",
     "torch_int4pack_us": "torch int4pack",
     "ort_float_us": "ONNX Runtime",
-    "ort_a8_us": "ONNX Runtime, x in 8",
+    "ort_a8_us": "ONNX Runtime, x rounded to 8",
 }
 
 
 def against() -> str:
     """The packed products of others, in milliseconds."""
-    rows = [row for row in read("cpu") if row["bench"] == "gemm" and "a8_us" in row]
-    if not rows:
-        return ""
+    return "\n".join(_against(rows) for rows in _runs() if any("a8_us" in row for row in rows))
+
+
+def _against(rows: list[Row]) -> str:
     last = rows[-1]
-    rows = newest([row for row in rows if _one_run(row) == _one_run(last)], "bits", "m")
-    columns = {"us": f"packed, {last['dtype']}", "a8_us": "packed, x in 8", **PEERS}
+    columns = {"us": f"packed, x in {last['dtype']}", "a8_us": "packed, x rounded to 8", **PEERS}
     body = [
         [f"{row['bits']} bits, m = {row['m']}", *(f"{row[key] / 1e3:.3f}" if key in row else "" for key in columns)]
         for row in rows

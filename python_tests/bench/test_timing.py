@@ -101,6 +101,15 @@ class StandInEvent:
         return 42.0
 
 
+def test_a_turn_of_a_rotation_goes_once_around() -> None:
+    seen: list[str] = []
+    around = Rotation([lambda i=i: seen.append(f"around {i}") for i in range(3)])  # type: ignore[misc]
+    took = timed({"around": around, "one": lambda number: seen.append(f"one {number}")}, 0, CPU, least=2)
+    turn = ["around 0", "around 1", "around 2"]
+    assert seen == ["around 0", "one 0", *turn, "one 1", *turn, "one 2"]
+    assert took["around"]["calls"] == 6 and took["one"]["calls"] == 2
+
+
 def test_graphs_take_turns_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
     """The path of a GPU with stand-ins for torch.cuda: what is captured, in which order it plays, what is divided."""
     made: list[str] = []
