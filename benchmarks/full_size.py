@@ -4,7 +4,7 @@ The model is BLIP-2-OPT-2.7b's architecture from its config with random bf16 wei
 what it says is noise; what is measured are memory, disk and seconds. Each step is a process of its own, whose peak
 of resident memory the kernel counts::
 
-    python benchmarks/full_size.py --folder /tmp/full_size
+    python benchmarks/full_size.py --folder DIR
 
 Needs 11 GB of disk while it runs. Appends one line to `benchmarks/results/full_size.jsonl`, and ends with exit code 1
 where a bound is not kept: 6 GB of memory to quantize, 2.3 GB on disk.
