@@ -49,7 +49,7 @@ def test_every_suite_runs(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["gem"], r"SUITE must be one of gemm, gptq, blocks, decode, got 'gem'"),
+        (["gem"], r"SUITE must be one of gemm, gptq, blocks, decode, demo, threads, got 'gem'"),
         (["--bits", "4,9"], r"--bits must be integers from 2 to 8 with commas between them, got '4,9'"),
         (["--bits", "four"], r"--bits must be integers from 2 to 8 with commas between them, got 'four'"),
         (["--groups", "12"], r"--groups must be integers that are -1 or positive multiples of 8 .*, got '12'"),
