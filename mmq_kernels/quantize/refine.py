@@ -21,8 +21,8 @@ from mmq_kernels import ops
 from mmq_kernels.quantize.rtn import Quantized
 from mmq_kernels.spec import QuantSpec
 
-BLOCK = 128
-"""Columns whose gradients are taken at once."""
+BLOCK = 256
+"""Columns whose gradients are taken at once: wide enough for an efficient product."""
 
 
 class Refined(NamedTuple):
@@ -58,7 +58,7 @@ def refine(weight: Tensor, hessian: Tensor, start: Refined, spec: QuantSpec, rou
     """
     k = weight.shape[1]
     length = spec.group_length(k)
-    step = max(1, BLOCK // length) * length  # groups enough for an efficient product
+    step = max(1, BLOCK // length) * length
     codes, scale, zero = (part.clone() for part in start.weight[:3])
     difference = start.weight.dequantize(spec).sub_(weight)
     errors = start.errors.clone()
