@@ -22,9 +22,9 @@ struct Weight {
     int64_t n, k;
     int64_t group_size;    // columns that share a scale: positive; the last group may be shorter
     const int32_t* words;  // [ceil(n/16), ceil(k/32), bits, 16]
-    const void* scale;     // [groups, 16*ceil(n/16)] of scale_dtype
+    const void* scale;     // [ceil(n/16), groups, 16] of scale_dtype
     Dtype scale_dtype;
-    const int32_t* zero;  // [groups, ceil(16*ceil(n/16)*bits/32)] dense streams, or null: zero = 2^(bits-1)
+    const int32_t* zero;  // [ceil(n/16), ceil(groups*16*bits/32)] dense streams, or null: zero = 2^(bits-1)
 };
 
 // y[m, n] = activation(x[m, k] W^T + bias[n])

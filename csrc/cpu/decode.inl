@@ -9,7 +9,7 @@ struct Tile {
     Tile(const Weight& w, int64_t tile) : words(w.words + tile * row_words(w.k, BITS) * kTileRows) {}
 };
 
-constexpr int64_t kFetchAhead = 2048;  // words: 8 KB, the best of 1, 2, 4 and 8 KB on Zen 5
+constexpr int64_t kFetchAhead = 1024;  // words: 4 KB, a page; on Zen 5, 2 to 16 KB are alike
 
 // Asks for the words that lie `ahead` of a unit, before they are needed: the products between two loads fill the window in
 // which a CPU looks ahead by itself, and its own prefetchers stop at every page. Harmless past the end.
@@ -17,7 +17,7 @@ template <int BITS>
 inline void fetch_unit(const int32_t* unit, int64_t ahead = kFetchAhead) {
     const uintptr_t at = reinterpret_cast<uintptr_t>(unit) + static_cast<uintptr_t>(ahead) * sizeof(int32_t);
 #pragma GCC unroll 8
-    for (int i = 0; i < BITS; ++i) __builtin_prefetch(reinterpret_cast<const void*>(at + 64 * i));
+    for (int i = 0; i < BITS; ++i) __builtin_prefetch(reinterpret_cast<const void*>(at + 64 * i), 0, 2);
 }
 
 // The words of a grain, shifted so that the field of its first column is in the lowest bits of each plane's.
@@ -69,34 +69,25 @@ struct Grid {
     F16 scale, zero;
 };
 
-// Asks for the grid of a tile to come. Its groups lie a row of scales apart, where no prefetcher looks: without this, each
-// line is waited for.
-template <int BITS>
-inline void fetch_grid(const Weight& w, int64_t tile, int64_t group) {
-    const int64_t rows = tiles_of(w.n) * kTileRows, size = w.scale_dtype == Dtype::kFloat32 ? 4 : 2;
-    const int64_t scale = (group * rows + tile * kTileRows) * size;
-    const int64_t zero = group * stream_words(rows, BITS) * 4 + 2 * BITS * tile;
-    auto at = [](const void* base, int64_t offset) {
-        return reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(base) +
-                                             static_cast<uintptr_t>(offset));
-    };
-    __builtin_prefetch(at(w.scale, scale));
-    if (w.zero != nullptr) __builtin_prefetch(at(w.zero, zero));
+// Where a tile has its grids: group after group, read as the words are, front to back.
+inline int64_t scale_at(const Weight& w, int64_t tile, int64_t group) {
+    return (tile * groups_of(w) + group) * kTileRows;
 }
 
-constexpr int64_t kGridAhead = 4;  // tiles
+// 16 zero points of BITS bits are 2 * BITS whole bytes: a group's begin at a byte.
+template <int BITS>
+inline F16 load_zeros(const Weight& w, int64_t tile, int64_t group) {
+    const int32_t* row = w.zero + tile * stream_words(groups_of(w) * kTileRows, BITS);
+    return load_stream<BITS>(reinterpret_cast<const uint8_t*>(row) + 2 * BITS * group);
+}
 
 template <int BITS>
 inline Grid load_grid(const Weight& w, int64_t tile, int64_t group) {
-    const int64_t rows = tiles_of(w.n) * kTileRows;
     Grid grid;
-    grid.scale = load_any(w.scale, w.scale_dtype, group * rows + tile * kTileRows);
+    grid.scale = load_any(w.scale, w.scale_dtype, scale_at(w, tile, group));
     grid.zero = set1(0.0f);
     if (w.zero != nullptr) {
-        // 16 zero points of BITS bits are 2 * BITS whole bytes: a tile's begin at a byte.
-        const int32_t* row = w.zero + group * stream_words(rows, BITS);
-        const F16 zero = load_stream<BITS>(reinterpret_cast<const uint8_t*>(row) + 2 * BITS * tile);
-        grid.zero = sub(zero, set1(static_cast<float>(middle_code(BITS))));
+        grid.zero = sub(load_zeros<BITS>(w, tile, group), set1(static_cast<float>(middle_code(BITS))));
     }
     return grid;
 }

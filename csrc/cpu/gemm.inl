@@ -45,7 +45,6 @@ void multiply_tile(const GemmArgs& args, const FewTokens& in, int64_t tile_index
     for (int t = 0; t < TOKENS; ++t) y[t] = set1(0.0f);
     const float* sums = in.sums;
     each_segment(w, [&](int64_t begin, int64_t end, int64_t group) {
-        fetch_grid<BITS>(w, tile_index + kGridAhead, group);
         const Grid grid = load_grid<BITS>(w, tile_index, group);
         F16 acc[kChains][TOKENS];
 #pragma GCC unroll 4

@@ -196,6 +196,7 @@ void multiply_tiles(const Weight& w, const uint32_t* streams, const float* sums,
                 __m512i codes[TILES][kTerms<BITS>];
 #pragma GCC unroll 2
                 for (int r = 0; r < TILES; ++r) {
+                    if (i % 2 == 0) units[r].enter(i / 2);
                     codes[r][0] = units[r].template term<0>(i / 2, i % 2);
                     if constexpr (kTerms<BITS> == 2) codes[r][1] = units[r].template term<1>(i / 2, i % 2);
                 }
@@ -213,7 +214,6 @@ void multiply_tiles(const Weight& w, const uint32_t* streams, const float* sums,
         }
 #pragma GCC unroll 2
         for (int r = 0; r < TILES; ++r) {
-            fetch_grid<BITS>(w, tiles[r] + kGridAhead, group);
             const Grid grid = load_grid<BITS>(w, tiles[r], group);
 #pragma GCC unroll 4
             for (int s = 0; s < STREAMS; ++s) {
@@ -321,11 +321,12 @@ void decode_pairs(const Weight& w, int64_t tile_index, int64_t begin, int64_t en
     const int64_t first = begin / kUnitColumns, last = units_of(end);
     const int32_t* words = Tile<BITS>(w, tile_index).words;
     for (int64_t index = first; index < last; ++index) {
-        const PairUnit<BITS> unit{words + index * (BITS * kTileRows)};
+        PairUnit<BITS> unit{words + index * (BITS * kTileRows)};
         fetch_unit<BITS>(unit.words, (last - first) * (BITS * kTileRows));  // of the next segment
 #pragma GCC unroll 8
         for (int step = 0; step < kUnitColumns / kStepColumns; ++step) {
             __m512i pairs[2];
+            unit.enter(step);
             unit.single(step, pairs);
             _mm512_store_si512(panel, pairs[0]);
             _mm512_store_si512(panel + TILES * kTileRows, pairs[1]);
@@ -344,7 +345,6 @@ void multiply_strip(const GemmArgs& args, const StreamBlock& block, int64_t firs
     each_segment(w, [&](int64_t begin, int64_t end, int64_t group) {
         for (int r = 0; r < TILES; ++r) {
             decode_pairs<BITS, TILES>(w, first_tile + r, begin, end, panel.codes + r * kTileRows);
-            fetch_grid<BITS>(w, first_tile + r + TILES, group);
             const Grid grid = load_grid<BITS>(w, first_tile + r, group);
             store(panel.scale + r * kTileRows, grid.scale);
             store(panel.zero + r * kTileRows, grid.zero);

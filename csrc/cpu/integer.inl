@@ -198,8 +198,7 @@ MMQ_INLINE void multiply_segment(const int32_t* const* words, const int8_t* x, i
 template <int BITS>
 inline I16 load_zero(const Weight& w, int64_t tile, int64_t group) {
     if (w.zero == nullptr) return set1_word(middle_code(BITS));
-    const int32_t* row = w.zero + group * stream_words(tiles_of(w.n) * kTileRows, BITS);
-    return to_words(load_stream<BITS>(reinterpret_cast<const uint8_t*>(row) + 2 * BITS * tile));
+    return to_words(load_zeros<BITS>(w, tile, group));
 }
 
 // Tiles from first_tile on, as many as a block takes at a time, and the tokens that begin at token `block`.
@@ -221,7 +220,6 @@ void multiply_tokens(const GemmArgs& args, const CodedTokens& in, int64_t first_
     each_segment(w, [&](int64_t begin, int64_t end, int64_t group) {
         Block sums;
         each_number<Block::kTiles>([&](auto i) MMQ_INLINE_LAMBDA {
-            fetch_grid<BITS>(w, tile[i] + kGridAhead, group);
             const I16 zero = load_zero<BITS>(w, tile[i], group);
             each_number<TOKENS>([&](auto t) MMQ_INLINE_LAMBDA {
                 sums.of[i][t][0] = mul_words(zero, set1_word(minus[t]));
@@ -232,8 +230,7 @@ void multiply_tokens(const GemmArgs& args, const CodedTokens& in, int64_t first_
         multiply_segment<BITS, TOKENS>(words, codes, begin / kGrainColumns, ceil_div(end, kGrainColumns),
                                        sums);
         each_number<Block::kTiles>([&](auto i) MMQ_INLINE_LAMBDA {
-            const int64_t row = (group * tiles_of(w.n) + tile[i]) * kTileRows;
-            const F16 scale = load_any(w.scale, w.scale_dtype, row);
+            const F16 scale = load_any(w.scale, w.scale_dtype, scale_at(w, tile[i], group));
             each_number<TOKENS>([&](auto t) MMQ_INLINE_LAMBDA {
                 I16 sum = sums.of[i][t][0];
                 each_number<Block::kChains - 1>(

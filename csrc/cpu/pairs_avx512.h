@@ -39,20 +39,31 @@ inline __m512i pairs_by_table(__m512i index) {
     return _mm512_permutex2var_epi16(_mm512_load_si512(table), index, _mm512_load_si512(table + 32));
 }
 
-// The codes of 32 columns of 16 rows.
+// The codes of 32 columns of 16 rows, step after step.
 template <int BITS>
 struct PairUnit {
+    static constexpr Planes kPlanes = planes_of(BITS);
     const int32_t* words;
+    __m512i word[kPlanes.count] = {};
 
-    // The field of plane P of a half step, its lowest bit moved to bit AT of each 16 bits.
+    // Goes to a step: what it has of the words stays in registers until the next, as loads are what there is least of.
+    void enter(int step) {
+#pragma GCC unroll 3
+        for (int p = 0; p < kPlanes.count; ++p) {
+            const int along = kPlanes.width[p] * step;
+            if (along % 8 != 0) continue;
+            word[p] = _mm512_loadu_si512(words + (kPlanes.low[p] + along / 8) * kTileRows);
+            asm("" : "+v"(word[p]));  // else GCC loads it again for each shift
+        }
+    }
+
+    // The field of plane P of a half of the step entered, its lowest bit moved to bit AT of each 16 bits.
     template <int P, int AT>
     __m512i field(int step, int half) const {
-        constexpr int kWidth = planes_of(BITS).width[P], kLow = planes_of(BITS).low[P];
-        const int along = kWidth * step, shift = along % 8 + 8 * half - AT;
-        const __m512i word = _mm512_loadu_si512(words + (kLow + along / 8) * kTileRows);
-        if (shift == 0) return word;
-        return shift > 0 ? _mm512_srli_epi32(word, static_cast<unsigned>(shift))
-                         : _mm512_slli_epi32(word, static_cast<unsigned>(-shift));
+        const int shift = kPlanes.width[P] * step % 8 + 8 * half - AT;
+        if (shift == 0) return word[P];
+        return shift > 0 ? _mm512_srli_epi32(word[P], static_cast<unsigned>(shift))
+                         : _mm512_slli_epi32(word[P], static_cast<unsigned>(-shift));
     }
 
     // Term i of the pairs of a half step; terms add up to the code.

@@ -29,7 +29,8 @@ UNIT_COLUMNS = 32
 class CpuBackend(Backend):
     """Layout "cpu": weight int32 ``[ceil(n/16), ceil(k/32) * bits, 16]``, zero past n and k.
 
-    scale ``[groups, 16 * ceil(n/16)]``, zero ``[groups, words of 16 * ceil(n/16) codes]``, both padded with zeros.
+    scale ``[ceil(n/16), groups, 16]``, zero ``[ceil(n/16), words of groups * 16 codes]``: the grids of a tile follow each
+    other as its words do. Both padded with zeros.
     """
 
     name = "cpu"
@@ -49,23 +50,28 @@ class CpuBackend(Backend):
 
     def runtime_shapes(self, spec: QuantSpec, n: int, k: int) -> RuntimeShapes:
         groups, tiles = spec.groups(k), ceil_div(n, TILE_ROWS)
-        rows, words = tiles * TILE_ROWS, ceil_div(k, UNIT_COLUMNS) * spec.bits
-        return RuntimeShapes((tiles, words, TILE_ROWS), (groups, rows), (groups, spec.words(rows)))
+        words = ceil_div(k, UNIT_COLUMNS) * spec.bits
+        return RuntimeShapes(
+            (tiles, words, TILE_ROWS), (tiles, groups, TILE_ROWS), (tiles, spec.words(groups * TILE_ROWS))
+        )
 
     def prepack(self, packed: PackedWeight, spec: QuantSpec, n: int, k: int) -> RuntimeWeight:
         shapes = self.runtime_shapes(spec, n, k)
         words = packed.words.contiguous()
         weight = torch.empty(shapes.weight, dtype=torch.int32)
         _native.module().prepack(*addresses(words, weight), spec.bits, n, k, torch.get_num_threads())
-        zero = None if packed.zero is None else _transposed_into(shapes.zero, packed.zero)
-        return RuntimeWeight(weight, _transposed_into(shapes.scale, packed.scale), zero)
+        scale = torch.zeros(shapes.scale[0], TILE_ROWS, shapes.scale[1], dtype=packed.scale.dtype)
+        scale.flatten(0, 1)[:n] = packed.scale
+        zero = None if packed.zero is None else _zeros_by_tile(packed.zero, spec.bits, shapes.zero)
+        return RuntimeWeight(weight, scale.transpose(1, 2).contiguous(), zero)
 
     def unprepack(self, runtime: RuntimeWeight, spec: QuantSpec, n: int, k: int) -> PackedWeight:
         weight = runtime.weight.contiguous()
         words = torch.empty(n, spec.words(k), dtype=torch.int32)
         _native.module().unprepack(*addresses(weight, words), spec.bits, n, k, torch.get_num_threads())
-        zero = None if runtime.zero is None else runtime.zero[:, : spec.words(n)].t().contiguous()
-        return PackedWeight(words, runtime.scale[:, :n].t().contiguous(), zero)
+        scale = runtime.scale.transpose(1, 2).flatten(0, 1)[:n].contiguous()
+        zero = None if runtime.zero is None else _zeros_by_group(runtime.zero, spec.bits, spec.groups(k), n)
+        return PackedWeight(words, scale, zero)
 
     def gemm(
         self,
@@ -286,8 +292,21 @@ def _contiguous(runtime: RuntimeWeight) -> RuntimeWeight:
     return RuntimeWeight(runtime.weight.contiguous(), runtime.scale.contiguous(), zero)
 
 
-def _transposed_into(shape: tuple[int, ...], source: Tensor) -> Tensor:
-    """`source` transposed, padded with zeros at the right."""
-    out = torch.zeros(shape, dtype=source.dtype)
-    out[:, : source.shape[0]] = source.t()
+def _zeros_by_tile(zero: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:
+    """Zero points ``[words of n codes, groups]`` as `shape`: those of 16 rows are ``2 * bits`` whole bytes."""
+    groups, tiles = zero.shape[1], shape[0]
+    rows = torch.zeros(groups, ceil_div(tiles * TILE_ROWS * bits, 32), dtype=torch.int32)
+    rows[:, : zero.shape[0]] = zero.t()
+    of_tiles = rows.view(torch.uint8)[:, : tiles * 2 * bits].view(groups, tiles, 2 * bits)
+    out = torch.zeros(shape, dtype=torch.int32)
+    out.view(torch.uint8)[:, : groups * 2 * bits] = of_tiles.transpose(0, 1).flatten(1)
     return out
+
+
+def _zeros_by_group(zero: Tensor, bits: int, groups: int, n: int) -> Tensor:
+    """The inverse of `_zeros_by_tile`."""
+    tiles = zero.shape[0]
+    of_tiles = zero.contiguous().view(torch.uint8)[:, : groups * 2 * bits].view(tiles, groups, 2 * bits)
+    rows = torch.zeros(groups, ceil_div(tiles * TILE_ROWS * bits, 32), dtype=torch.int32)
+    rows.view(torch.uint8)[:, : tiles * 2 * bits] = of_tiles.transpose(0, 1).flatten(1)
+    return rows[:, : ceil_div(n * bits, 32)].t().contiguous()
