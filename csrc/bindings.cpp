@@ -21,10 +21,12 @@ namespace {
 
 Weight weight_of(int bits, int64_t group_size, int64_t n, int64_t k, Address words, Address scale,
                  int scale_dtype, Address zero) {
+    const int64_t columns = group_columns(group_size, k);
     return {bits,
             n,
             k,
-            group_columns(group_size, k),
+            columns,
+            ceil_div(k, columns),
             pointer<const int32_t>(words),
             pointer<const void>(scale),
             dtype_of(scale_dtype, "scale_dtype"),

@@ -21,6 +21,7 @@ struct Weight {
     int bits;
     int64_t n, k;
     int64_t group_size;    // columns that share a scale: positive; the last group may be shorter
+    int64_t groups;        // ceil(k/group_size)
     const int32_t* words;  // [ceil(n/16), ceil(k/32), bits, 16]
     const void* scale;     // [ceil(n/16), groups, 16] of scale_dtype
     Dtype scale_dtype;

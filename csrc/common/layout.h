@@ -73,10 +73,6 @@ MMQ_BOTH constexpr int64_t row_words(int64_t k, int bits) {
     return units_of(k) * bits;
 }
 
-MMQ_BOTH constexpr int64_t groups_of(const Weight& w) {
-    return ceil_div(w.k, w.group_size);
-}
-
 // Where column c of a grain has its field of a plane, from the field of the first column on.
 MMQ_BOTH constexpr int field_bit(int c, int width) {
     return 8 * (c % kStepColumns) + width * (c / kStepColumns);

@@ -71,13 +71,13 @@ struct Grid {
 
 // Where a tile has its grids: group after group, read as the words are, front to back.
 inline int64_t scale_at(const Weight& w, int64_t tile, int64_t group) {
-    return (tile * groups_of(w) + group) * kTileRows;
+    return (tile * w.groups + group) * kTileRows;
 }
 
 // 16 zero points of BITS bits are 2 * BITS whole bytes: a group's begin at a byte.
 template <int BITS>
 inline F16 load_zeros(const Weight& w, int64_t tile, int64_t group) {
-    const int32_t* row = w.zero + tile * stream_words(groups_of(w) * kTileRows, BITS);
+    const int32_t* row = w.zero + tile * stream_words(w.groups * kTileRows, BITS);
     return load_stream<BITS>(reinterpret_cast<const uint8_t*>(row) + 2 * BITS * group);
 }
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "../common/args.h"
 #include "../common/layout.h"
@@ -30,6 +31,7 @@ namespace {
 #include "../common/activation.inl"
 #include "activation.inl"
 #include "outputs.inl"
+#include "unroll.h"
 #include "pairs_avx512.h"
 #include "gemm_pairs.inl"
 

@@ -37,6 +37,12 @@ inline __m512i both(uint32_t pair) {
     return _mm512_set1_epi32(static_cast<int>(pair));
 }
 
+// The same with a pair from memory, in one instruction: GCC 12 makes two of it.
+inline __m512 dot_from(__m512 sum, __m512i codes, const uint32_t* pair) {
+    asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*pair));
+    return sum;
+}
+
 // --- x as streams of pairs ---
 
 // Tokens in order of pairs: per step of four columns (0, 2), (1, 3), what a half step of a unit holds.
@@ -148,34 +154,90 @@ constexpr int tiles_at_once(int streams) {
     return streams >= 4 ? 2 : 1;
 }
 
-// The pairs of a unit, [16][STREAMS], with zeros outside columns [begin, end) of it.
+// The pairs of a unit, [16][STREAMS], with zeros outside columns [begin, end) of it. By registers: GCC 12 vectorizes the
+// loop over pairs into stores that leave parts of `masked` unwritten.
 template <int STREAMS>
 inline void mask_unit(const uint32_t* x, int64_t begin, int64_t end, uint32_t* masked) {
-    for (int64_t i = 0; i < kUnitPairs; ++i) {
-        const bool inside = 2 * i >= begin && 2 * i < end;
-        for (int s = 0; s < STREAMS; ++s) masked[i * STREAMS + s] = inside ? x[i * STREAMS + s] : 0;
+    constexpr int kLanes = 16;
+    for (int i = 0; i < STREAMS; ++i) {
+        auto lanes_before = [&](int64_t column) {
+            return (1u << std::clamp<int64_t>(column / 2 * STREAMS - i * kLanes, 0, kLanes)) - 1;
+        };
+        const __mmask16 inside = static_cast<__mmask16>(lanes_before(end) & ~lanes_before(begin));
+        _mm512_store_si512(masked + i * kLanes, _mm512_maskz_loadu_epi32(inside, x + i * kLanes));
     }
 }
 
-// x [pairs][STREAMS], sums [segments][STREAMS], TILES tiles -> y[STREAMS][TILES][16].
-template <int BITS, int STREAMS, int TILES>
-void multiply_tiles(const Weight& w, const uint32_t* streams, const float* sums,
-                    const int64_t (&tiles)[TILES], float* y) {
-    // vdpbf16ps takes 6 cycles: with few streams, pairs take turns between accumulators.
-    constexpr int kChains = STREAMS == 4 ? 2 : STREAMS == 2 ? 4 : 8;
-    const int32_t* words[TILES];
-    for (int r = 0; r < TILES; ++r) words[r] = Tile<BITS>(w, tiles[r]).words;
-    std::fill_n(y, STREAMS * TILES * kTileRows, 0.0f);
-    each_segment(w, [&](int64_t begin, int64_t end, int64_t group) {
-        __m512 acc[kChains][STREAMS][TILES];
-#pragma GCC unroll 8
-        for (int i = 0; i < kChains; ++i) {
-#pragma GCC unroll 4
-            for (int s = 0; s < STREAMS; ++s) {
-#pragma GCC unroll 2
-                for (int r = 0; r < TILES; ++r) acc[i][s][r] = _mm512_setzero_ps();
-            }
+// vdpbf16ps takes 6 cycles: with few streams, pairs take turns between chains of sums.
+template <int STREAMS, int TILES>
+struct PairSums {
+    static constexpr int kChains = STREAMS == 4 ? 2 : STREAMS == 2 ? 4 : 8;
+    __m512 of[STREAMS][TILES][kChains];
+
+    MMQ_INLINE void clear() {
+        each_sum([&](auto s, auto r) MMQ_INLINE_LAMBDA {
+            each_number<kChains>([&](auto c) MMQ_INLINE_LAMBDA { of[s][r][c] = _mm512_setzero_ps(); });
+        });
+    }
+
+    template <class Body>
+    static MMQ_INLINE void each_sum(const Body& body) {
+        each_number<STREAMS>([&](auto s) MMQ_INLINE_LAMBDA {
+            each_number<TILES>([&](auto r) MMQ_INLINE_LAMBDA { body(s, r); });
+        });
+    }
+
+    // The chains of a stream and a tile added up, neighbours first.
+    template <int S, int R, int FIRST = 0, int COUNT = kChains>
+    MMQ_INLINE __m512 total() const {
+        if constexpr (COUNT == 1) {
+            return of[S][R][FIRST];
+        } else {
+            return add(total<S, R, FIRST, COUNT / 2>(), total<S, R, FIRST + COUNT / 2, COUNT / 2>());
         }
+    }
+};
+
+// sums += the unit at `words` of each tile, times the pairs of x.
+template <int BITS, int STREAMS, int TILES>
+MMQ_INLINE void multiply_unit(const int32_t* const (&words)[TILES], const uint32_t* x,
+                              PairSums<STREAMS, TILES>& sums) {
+    PairUnit<BITS> units[TILES];
+    each_number<TILES>([&](auto r) MMQ_INLINE_LAMBDA {
+        units[r].words = words[r];
+        fetch_unit<BITS>(words[r]);
+    });
+    each_number<kUnitPairs>([&](auto i) MMQ_INLINE_LAMBDA {
+        constexpr int kStep = i / 2, kHalf = i % 2, kChain = i % PairSums<STREAMS, TILES>::kChains;
+        __m512i codes[TILES][kTerms<BITS>];
+        each_number<TILES>([&](auto r) MMQ_INLINE_LAMBDA {
+            if constexpr (kHalf == 0) units[r].template enter<kStep>();
+            each_number<kTerms<BITS>>([&](auto t) MMQ_INLINE_LAMBDA {
+                codes[r][t] = units[r].template term<kStep, kHalf, t>();
+            });
+        });
+        each_number<STREAMS>([&](auto s) MMQ_INLINE_LAMBDA {
+            each_number<TILES>([&](auto r) MMQ_INLINE_LAMBDA {
+                each_number<kTerms<BITS>>([&](auto t) MMQ_INLINE_LAMBDA {
+                    __m512& sum = sums.of[s][r][kChain];
+                    sum = dot_from(sum, codes[r][t], x + i * STREAMS + s);
+                });
+            });
+        });
+    });
+}
+
+// x [pairs][STREAMS], sums of x [segments][STREAMS], TILES tiles -> y[STREAMS][TILES][16].
+template <int BITS, int STREAMS, int TILES>
+void multiply_tiles(const Weight& w, const uint32_t* streams, const float* x_sums,
+                    const int64_t (&tiles)[TILES], float* y) {
+    __m512 total[STREAMS][TILES];
+    const int32_t* first[TILES];
+    each_number<TILES>([&](auto r) MMQ_INLINE_LAMBDA { first[r] = Tile<BITS>(w, tiles[r]).words; });
+    PairSums<STREAMS, TILES>::each_sum([&](auto s, auto r) MMQ_INLINE_LAMBDA { total[s][r] = set1(0.0f); });
+    each_segment(w, [&](int64_t begin, int64_t end, int64_t group) MMQ_INLINE_LAMBDA {
+        PairSums<STREAMS, TILES> sums;
+        sums.clear();
         const int64_t stop = end == w.k ? units_of(w.k) * kUnitColumns : end;  // x is zero past k
         for (int64_t column = begin / kUnitColumns * kUnitColumns; column < stop; column += kUnitColumns) {
             const uint32_t* x = streams + column / 2 * STREAMS;
@@ -184,52 +246,26 @@ void multiply_tiles(const Weight& w, const uint32_t* streams, const float* sums,
                 // A unit that groups share: each takes it whole, with zeros for the other's columns.
                 mask_unit<STREAMS>(x, begin - column, stop - column, masked);
                 x = masked;
+                asm("" : "+r"(x) : "m"(masked));  // else GCC picks pairs out of registers, at two shuffles each
             }
-            PairUnit<BITS> units[TILES];
-#pragma GCC unroll 2
-            for (int r = 0; r < TILES; ++r) {
-                units[r].words = words[r] + column / kUnitColumns * (BITS * kTileRows);
-                fetch_unit<BITS>(units[r].words);
-            }
-#pragma GCC unroll 16
-            for (int i = 0; i < kUnitPairs; ++i) {
-                __m512i codes[TILES][kTerms<BITS>];
-#pragma GCC unroll 2
-                for (int r = 0; r < TILES; ++r) {
-                    if (i % 2 == 0) units[r].enter(i / 2);
-                    codes[r][0] = units[r].template term<0>(i / 2, i % 2);
-                    if constexpr (kTerms<BITS> == 2) codes[r][1] = units[r].template term<1>(i / 2, i % 2);
-                }
-#pragma GCC unroll 4
-                for (int s = 0; s < STREAMS; ++s) {
-                    const __m512i both_x = both(x[i * STREAMS + s]);
-#pragma GCC unroll 2
-                    for (int r = 0; r < TILES; ++r) {
-                        __m512& sum = acc[i % kChains][s][r];
-                        sum = dot(sum, codes[r][0], both_x);
-                        if constexpr (kTerms<BITS> == 2) sum = dot(sum, codes[r][1], both_x);
-                    }
-                }
-            }
+            const int32_t* words[TILES];
+            each_number<TILES>([&](auto r) MMQ_INLINE_LAMBDA {
+                words[r] = first[r] + column / kUnitColumns * (BITS * kTileRows);
+            });
+            multiply_unit<BITS, STREAMS, TILES>(words, x, sums);
         }
-#pragma GCC unroll 2
-        for (int r = 0; r < TILES; ++r) {
+        each_number<TILES>([&](auto r) MMQ_INLINE_LAMBDA {
             const Grid grid = load_grid<BITS>(w, tiles[r], group);
-#pragma GCC unroll 4
-            for (int s = 0; s < STREAMS; ++s) {
-#pragma GCC unroll 3
-                for (int step = kChains / 2; step > 0; step /= 2) {
-#pragma GCC unroll 4
-                    for (int i = 0; i < step; ++i) acc[i][s][r] = add(acc[i][s][r], acc[i + step][s][r]);
-                }
-                __m512 sum = acc[0][s][r];
-                if (w.zero != nullptr) sum = fnma(grid.zero, set1(sums[s]), sum);
-                float* to = y + (s * TILES + r) * kTileRows;
-                store(to, fma(grid.scale, sum, load(to)));
-            }
-        }
-        sums += STREAMS;
+            each_number<STREAMS>([&](auto s) MMQ_INLINE_LAMBDA {
+                __m512 sum = sums.template total<s, r>();
+                if (w.zero != nullptr) sum = fnma(grid.zero, set1(x_sums[s]), sum);
+                total[s][r] = fma(grid.scale, sum, total[s][r]);
+            });
+        });
+        x_sums += STREAMS;
     });
+    PairSums<STREAMS, TILES>::each_sum(
+        [&](auto s, auto r) MMQ_INLINE_LAMBDA { store(y + (s * TILES + r) * kTileRows, total[s][r]); });
 }
 
 template <int BITS, int STREAMS>
@@ -321,17 +357,17 @@ void decode_pairs(const Weight& w, int64_t tile_index, int64_t begin, int64_t en
     const int64_t first = begin / kUnitColumns, last = units_of(end);
     const int32_t* words = Tile<BITS>(w, tile_index).words;
     for (int64_t index = first; index < last; ++index) {
-        PairUnit<BITS> unit{words + index * (BITS * kTileRows)};
+        PairUnit<BITS> unit;
+        unit.words = words + index * (BITS * kTileRows);
         fetch_unit<BITS>(unit.words, (last - first) * (BITS * kTileRows));  // of the next segment
-#pragma GCC unroll 8
-        for (int step = 0; step < kUnitColumns / kStepColumns; ++step) {
+        each_number<kUnitColumns / kStepColumns>([&](auto step) MMQ_INLINE_LAMBDA {
             __m512i pairs[2];
-            unit.enter(step);
-            unit.single(step, pairs);
+            unit.template enter<step>();
+            unit.template single<step>(pairs);
             _mm512_store_si512(panel, pairs[0]);
             _mm512_store_si512(panel + TILES * kTileRows, pairs[1]);
             panel += 2 * TILES * kTileRows;
-        }
+        });
     }
 }
 

@@ -2,7 +2,8 @@
 // unit[m] = max |x[m]| / 127,   x8[m, k] = rint(x[m, k] / unit[m])
 //
 // The gemm with activations of 8 bits, rounded anew for each token. W in the cpu layout (common/layout.h); x, bias, y:
-// fp32, fp16 or bf16, contiguous. Any m, n, k. Included inside an anonymous namespace after outputs.inl and dot_*.h.
+// fp32, fp16 or bf16, contiguous. Any m, n, k. Included inside an anonymous namespace after unroll.h, outputs.inl
+// and dot_*.h.
 //
 // Sums of integers are exact: those of a segment, at most 256 columns of one group, are below 255 * 127 * 256 < 2^24.
 // They are scaled and added in fp32, one rounding at a time, in the order of the segments; so up to the epilogue all
@@ -18,10 +19,6 @@
 //
 // The words are decoded once for each block of tokens, which costs less than writing them down: a step of 4 bits is
 // one and a half operations beside kDotTokens dot products.
-
-// Registers of sums must not go through memory: GCC keeps an array in them if it sees constant indices early.
-#define MMQ_INLINE __attribute__((always_inline)) inline
-#define MMQ_INLINE_LAMBDA __attribute__((always_inline))
 
 constexpr int64_t kSharedBytes = 3 << 18;  // codes of x that tiles take turns with: most of level 2
 constexpr int kGrains = kUnitColumns / kGrainColumns;
@@ -104,16 +101,6 @@ struct Sums {
     static constexpr int kChains = TOKENS < 4 ? 4 / TOKENS : 1;
     I16 of[kTiles][TOKENS][kChains];
 };
-
-// body(0) .. body(COUNT - 1), each number a constant: arrays that are indexed by them stay in registers.
-template <class Body, int... NUMBERS>
-MMQ_INLINE void each_of(const Body& body, std::integer_sequence<int, NUMBERS...>) {
-    (body(std::integral_constant<int, NUMBERS>()), ...);
-}
-template <int COUNT, class Body>
-MMQ_INLINE void each_number(const Body& body) {
-    each_of(body, std::make_integer_sequence<int, COUNT>());
-}
 
 // The codes of a step, 4 columns of 16 rows.
 template <int BITS, int STEP>

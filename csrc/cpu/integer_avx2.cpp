@@ -30,6 +30,7 @@ namespace {
 #include "../common/activation.inl"
 #include "activation.inl"
 #include "outputs.inl"
+#include "unroll.h"
 #include "integer.inl"
 
 }  // namespace

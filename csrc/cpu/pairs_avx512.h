@@ -2,40 +2,76 @@
 // them. Integers up to 8 bits are exact in bf16: nothing is rounded. Included inside an anonymous namespace.
 //
 // Half h = 0, 1 of a step: columns 4s + h (low 16 bits of a lane) and 4s + h + 2 (high). A shift by 8h more than the
-// step's brings both fields to the bottom of their 16 bits at once, and vpermw looks only at 5 bits of each: 16 table
-// entries that repeat need no mask. Operations a register of 32 codes, one look-up each:
+// step's brings both fields to the bottom of their 16 bits at once, and vpermw looks only at 5 bits of each: entries that
+// repeat need no mask. Operations a register of 32 codes, one look-up each:
 //
-//   bits   2, 4   shift
-//          3, 5   shift both planes, select the low bits of one and the rest of the other
+//   bits   2      shift, shared by two steps: a field may lie anywhere among the 5 bits, given a table for the place
+//          4      shift
+//          3      shift both planes, select the low bits of one and the rest of the other; shifts are shared likewise
+//          5      the same, nothing shared
 //          6      likewise, over a table of two registers (6 bits of index)
 //          7, 8   two tables of 16: the low four bits, and the rest; two registers whose sum is the code (`kTerms`),
 //                 or one, made by conversion (`single`): dearer to decode, half the products
 
-// Entry i is worth (i mod 2^WIDTH) * 2^LOW - CENTRE in bf16.
-template <int WIDTH, int LOW, int CENTRE>
-struct PairTable {
+// Where an index has the bits of the planes of a code.
+struct Places {
+    int low, high;
+};
+
+// Step s has plane p at bit p.width * s % 8 of a byte: places are chosen such that few shifts lead there.
+template <int BITS>
+constexpr Places places_of(int step) {
+    if (BITS == 2) return {2 * step % 4, 0};
+    constexpr int kTopBit[] = {2, 1, 2, 0, 4, 1, 2, 4};  // of 3 bits: shifts by -2, 0, 3 and 4
+    if (BITS == 3) return {2 * step % 4, kTopBit[step]};
+    return {0, planes_of(BITS).width[0]};
+}
+
+// Entry i is worth the code whose planes it has at LOW and HIGH, less the middle one.
+template <int BITS, int LOW, int HIGH>
+struct CodeTable {
     alignas(64) uint16_t value[64] = {};
 
-    constexpr PairTable() {
-        for (int i = 0; i < 64; ++i) value[i] = exact_bf16(((i & ((1 << WIDTH) - 1)) << LOW) - CENTRE);
+    constexpr CodeTable() {
+        constexpr Planes kPlanes = planes_of(BITS);
+        for (int i = 0; i < 64; ++i) {
+            int code = i >> LOW & ((1 << kPlanes.width[0]) - 1);
+            if (kPlanes.count > 1) code |= (i >> HIGH & ((1 << kPlanes.width[1]) - 1)) << kPlanes.low[1];
+            value[i] = exact_bf16(code - middle_code(BITS));
+        }
+    }
+};
+
+template <int BITS, int LOW, int HIGH>
+inline constexpr CodeTable<BITS, LOW, HIGH> kCodeTable{};
+
+// Entry i is worth (i mod 2^WIDTH) * 2^LOW - CENTRE: one term of two.
+template <int WIDTH, int LOW, int CENTRE>
+struct TermTable {
+    alignas(64) uint16_t value[32] = {};
+
+    constexpr TermTable() {
+        for (int i = 0; i < 32; ++i) value[i] = exact_bf16(((i & ((1 << WIDTH) - 1)) << LOW) - CENTRE);
     }
 };
 
 template <int WIDTH, int LOW, int CENTRE>
-inline constexpr PairTable<WIDTH, LOW, CENTRE> kPairTable{};
+inline constexpr TermTable<WIDTH, LOW, CENTRE> kTermTable{};
 
 template <int BITS>
 inline constexpr int kTerms = BITS >= 7 ? 2 : 1;
 
-inline __m512i low_bits_of(int count, __m512i low, __m512i high) {
-    const __m512i mask = _mm512_set1_epi16(static_cast<int16_t>((1 << count) - 1));
-    return _mm512_ternarylogic_epi32(mask, low, high, 0xCA);  // mask ? low : high
+// Bits [from, from + count) of each 16 of `inside`, the others of `outside`.
+inline __m512i bits_of(int from, int count, __m512i inside, __m512i outside) {
+    const __m512i mask = _mm512_set1_epi16(static_cast<int16_t>(((1 << count) - 1) << from));
+    return _mm512_ternarylogic_epi32(mask, inside, outside, 0xCA);  // mask ? inside : outside
 }
 
-template <int WIDTH, int LOW, int CENTRE>
-inline __m512i pairs_by_table(__m512i index) {
-    const uint16_t* table = kPairTable<WIDTH, LOW, CENTRE>.value;
-    if constexpr (WIDTH <= 5) return _mm512_permutexvar_epi16(index, _mm512_load_si512(table));
+inline __m512i look_up_pairs(const uint16_t* table, __m512i index) {
+    return _mm512_permutexvar_epi16(index, _mm512_load_si512(table));
+}
+
+inline __m512i look_up_pairs_of_64(const uint16_t* table, __m512i index) {
     return _mm512_permutex2var_epi16(_mm512_load_si512(table), index, _mm512_load_si512(table + 32));
 }
 
@@ -44,65 +80,68 @@ template <int BITS>
 struct PairUnit {
     static constexpr Planes kPlanes = planes_of(BITS);
     const int32_t* words;
-    __m512i word[kPlanes.count] = {};
+    __m512i word[kPlanes.count];
 
     // Goes to a step: what it has of the words stays in registers until the next, as loads are what there is least of.
-    void enter(int step) {
-#pragma GCC unroll 3
-        for (int p = 0; p < kPlanes.count; ++p) {
-            const int along = kPlanes.width[p] * step;
-            if (along % 8 != 0) continue;
-            word[p] = _mm512_loadu_si512(words + (kPlanes.low[p] + along / 8) * kTileRows);
-            asm("" : "+v"(word[p]));  // else GCC loads it again for each shift
-        }
+    template <int STEP>
+    MMQ_INLINE void enter() {
+        each_number<kPlanes.count>([&](auto p) MMQ_INLINE_LAMBDA {
+            constexpr int kAlong = kPlanes.width[p] * STEP;
+            if constexpr (kAlong % 8 == 0) {
+                word[p] = _mm512_loadu_si512(words + (kPlanes.low[p] + kAlong / 8) * kTileRows);
+                asm("" : "+v"(word[p]));  // else GCC loads it again for each shift
+            }
+        });
     }
 
     // The field of plane P of a half of the step entered, its lowest bit moved to bit AT of each 16 bits.
-    template <int P, int AT>
-    __m512i field(int step, int half) const {
-        const int shift = kPlanes.width[P] * step % 8 + 8 * half - AT;
-        if (shift == 0) return word[P];
-        return shift > 0 ? _mm512_srli_epi32(word[P], static_cast<unsigned>(shift))
-                         : _mm512_slli_epi32(word[P], static_cast<unsigned>(-shift));
+    template <int STEP, int HALF, int P, int AT>
+    MMQ_INLINE __m512i field() const {
+        constexpr int kShift = kPlanes.width[P] * STEP % 8 + 8 * HALF - AT;
+        if constexpr (kShift == 0) return word[P];
+        if constexpr (kShift > 0) return _mm512_srli_epi32(word[P], static_cast<unsigned>(kShift));
+        return _mm512_slli_epi32(word[P], static_cast<unsigned>(-kShift));
     }
 
     // Term i of the pairs of a half step; terms add up to the code.
-    template <int TERM = 0>
-    __m512i term(int step, int half) const {
-        constexpr int kCentre = middle_code(BITS);
-        if constexpr (BITS == 2 || BITS == 4) {
-            return pairs_by_table<BITS, 0, kCentre>(field<0, 0>(step, half));
-        } else if constexpr (BITS == 3 || BITS == 5 || BITS == 6) {
-            constexpr int kLow = planes_of(BITS).width[0];
-            return pairs_by_table<BITS, 0, kCentre>(
-                low_bits_of(kLow, field<0, 0>(step, half), field<1, kLow>(step, half)));
+    template <int STEP, int HALF, int TERM = 0>
+    MMQ_INLINE __m512i term() const {
+        if constexpr (BITS < 7) {
+            constexpr Places kAt = places_of<BITS>(STEP);
+            const uint16_t* table = kCodeTable<BITS, kAt.low, kAt.high>.value;
+            __m512i index = field<STEP, HALF, 0, kAt.low>();
+            if constexpr (kPlanes.count > 1)
+                index = bits_of(kAt.low, kPlanes.width[0], index, field<STEP, HALF, 1, kAt.high>());
+            return BITS == 6 ? look_up_pairs_of_64(table, index) : look_up_pairs(table, index);
         } else if constexpr (TERM == 0) {
-            return pairs_by_table<4, 0, 0>(field<0, 0>(step, half));
+            return look_up_pairs(kTermTable<4, 0, 0>.value, field<STEP, HALF, 0, 0>());
         } else if constexpr (BITS == 7) {
-            return pairs_by_table<3, 4, kCentre>(
-                low_bits_of(2, field<1, 0>(step, half), field<2, 2>(step, half)));
+            const __m512i index = bits_of(0, 2, field<STEP, HALF, 1, 0>(), field<STEP, HALF, 2, 2>());
+            return look_up_pairs(kTermTable<3, 4, middle_code(BITS)>.value, index);
         } else {
-            return pairs_by_table<4, 4, kCentre>(field<0, -4>(step, half));
+            return look_up_pairs(kTermTable<4, 4, middle_code(BITS)>.value, field<STEP, HALF, 0, -4>());
         }
     }
 
     // The four codes of a step in the four bytes of a lane, for 7 and 8 bits.
-    __m512i bytes(int step) const {
+    template <int STEP>
+    MMQ_INLINE __m512i bytes() const {
         if constexpr (BITS == 8) {
-            return field<0, 0>(step, 0);
+            return field<STEP, 0, 0, 0>();
         } else {
-            const __m512i high = mask_bytes(2, 4, field<1, 4>(step, 0), field<2, 6>(step, 0));
-            return mask_bytes(4, 0, field<0, 0>(step, 0), high);
+            const __m512i high = mask_bytes(2, 4, field<STEP, 0, 1, 4>(), field<STEP, 0, 2, 6>());
+            return mask_bytes(4, 0, field<STEP, 0, 0, 0>(), high);
         }
     }
 
     // All pairs of a step, each in one register: pairs[half].
-    void single(int step, __m512i (&pairs)[2]) const {
+    template <int STEP>
+    MMQ_INLINE void single(__m512i (&pairs)[2]) const {
         if constexpr (kTerms<BITS> == 1) {
-            pairs[0] = term(step, 0);
-            pairs[1] = term(step, 1);
+            pairs[0] = term<STEP, 0>();
+            pairs[1] = term<STEP, 1>();
         } else {
-            const __m512i code = bytes(step);
+            const __m512i code = bytes<STEP>();
             const __m512i odd = _mm512_srli_epi32(code, 8);
             pairs[0] = joined(code, _mm512_srli_epi32(code, 16));
             pairs[1] = joined(odd, _mm512_srli_epi32(code, 24));
