@@ -8,37 +8,27 @@
 //
 //     y[s] += scale * (sum of x[s][k] * (q[k] - c)  -  (zero - c) * sum of x[s][k])
 //
-// Few streams (up to 4), `multiply_tiles`: one pass over the words, fetched 8 KB ahead; a register of 32 codes meets all
-// streams at once. Four streams meet two tiles at a time, so that a load of x serves two products.
+// Few streams, `multiply_tile`: codes go from a register into the products, x is broadcast from memory. There are kernels
+// for groups of up to 24 streams, as many as there are registers for sums; up to 24 it is one pass over the words, which
+// are fetched 4 KB ahead.
 //
 // Many streams, `multiply_strip`: the codes of a segment of four tiles become a panel of bf16 pairs (32 KB, level 1), which
-// meets the streams six at a time. 4 x 6 accumulators hide the six cycles of vdpbf16ps, 10 loads feed 24 of them, and the
-// words of the next segment are fetched while this one is decoded:
+// meets the streams six at a time; a pass over the words serves 264:
 //
-//             streams of a block ->                          panel: [pairs][4 tiles][16 rows] of two codes
-//      W    +------+------+------+                           x:     [pairs][6 streams] of two values
-//    4 tiles| 4x6  |      |      |  level 2                  for pair: acc[r][s] += panel[pair][r] . x[pair][s]
-//           +------+------+------+
+//             streams of a block ->                  panel: [pairs][4 tiles][16 rows] of two codes
+//      W    +------+------+------+                   x:     [pairs][6 streams] of two values
+//    4 tiles| 4x6  |      |      |  level 2          for pair: acc[s][r] += panel[pair][r] . x[pair][s]
+//           +------+------+------+                   at the end of a segment: y[s][r] += scale * acc[s][r]
 
-constexpr int kFewStreams = 4;
-constexpr int kStripTiles = 4;
-constexpr int kStreams = 6;             // of a register block
+constexpr int kMostStreams = 24;
+constexpr int kPanelTiles = 4, kPanelStreams = 6;
 constexpr int64_t kBlockStreams = 264;  // y of a strip takes 66 KB
 constexpr int kUnitPairs = kUnitColumns / 2;
 constexpr int kGrainPairs = kGrainColumns / 2;
+constexpr int kStepPairs = kStepColumns / 2;
 
-static_assert(kBlockStreams % 2 == 0, "the two terms of a token are in one block");
-
-inline __m512 dot(__m512 sum, __m512i codes, __m512i x) {
-    return _mm512_dpbf16_ps(sum, (__m512bh)codes, (__m512bh)x);
-}
-
-inline __m512i both(uint32_t pair) {
-    return _mm512_set1_epi32(static_cast<int>(pair));
-}
-
-// The same with a pair from memory, in one instruction: GCC 12 makes two of it.
-inline __m512 dot_from(__m512 sum, __m512i codes, const uint32_t* pair) {
+// sum + the products of 16 rows with a pair from memory: one instruction, of which GCC 12 makes two.
+inline __m512 dot(__m512 sum, __m512i codes, const uint32_t* pair) {
     asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*pair));
     return sum;
 }
@@ -75,84 +65,94 @@ inline __m512 rest(__m512 x) {
     return _mm512_maskz_sub_ps(static_cast<__mmask16>(~special), x, top);
 }
 
-// Stream s of x -> [units * 16] pairs, zeros past k.
-void load_stream(const GemmArgs& args, int64_t s, uint32_t* pairs) {
-    const int64_t k = args.weight.k, terms = terms_of(args.dtype);
+// Unit `unit` of stream s of x as 16 pairs, zeros past k.
+inline __m512i load_pairs(const GemmArgs& args, int64_t s, int64_t unit) {
+    const int64_t k = args.weight.k, terms = terms_of(args.dtype), column = unit * kUnitColumns;
     const uint16_t* row = static_cast<const uint16_t*>(args.x) + s / terms * k;
-    const __m512i order = _mm512_load_si512(kPairOrder.index);
-    for (int64_t column = 0; column < k; column += kUnitColumns, pairs += kUnitPairs) {
-        const int64_t left = std::min<int64_t>(kUnitColumns, k - column);
-        const __mmask32 mask = static_cast<__mmask32>(0xffffffffu >> (kUnitColumns - left));
-        __m512i values = _mm512_maskz_loadu_epi16(mask, row + column);
-        if (terms == 2) {
-            __m512 low = _mm512_cvtph_ps(_mm512_castsi512_si256(values));
-            __m512 high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(values, 1));
-            if (s % 2 == 1) low = rest(low), high = rest(high);
-            values = top_halves(low, high);
-        }
-        _mm512_storeu_si512(pairs, _mm512_permutexvar_epi16(order, values));
+    const int64_t left = std::min<int64_t>(kUnitColumns, k - column);
+    const __mmask32 mask = static_cast<__mmask32>(0xffffffffu >> (kUnitColumns - left));
+    __m512i values = _mm512_maskz_loadu_epi16(mask, row + column);
+    if (terms == 2) {
+        __m512 low = _mm512_cvtph_ps(_mm512_castsi512_si256(values));
+        __m512 high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(values, 1));
+        if (s % 2 == 1) low = rest(low), high = rest(high);
+        values = top_halves(low, high);
     }
+    return _mm512_permutexvar_epi16(_mm512_load_si512(kPairOrder.index), values);
 }
 
-// Sum of a stream over a segment; in fp64, as it may cancel.
-inline float sum_pairs(const uint32_t* pairs, int64_t begin, int64_t end) {
-    __m256d sum = _mm256_setzero_pd();
-    for (int64_t i = begin / 2; i < end / 2 + end % 2; i += kGrainPairs) {
-        const __m128i four = _mm_loadu_si128(reinterpret_cast<const __m128i*>(pairs + i));
-        const __m128i top = _mm_set1_epi32(static_cast<int>(0xffff0000u));
-        sum = _mm256_add_pd(sum, _mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32(four, 16))));
-        sum = _mm256_add_pd(sum, _mm256_cvtps_pd(_mm_castsi128_ps(_mm_and_si128(four, top))));
-    }
-    const __m128d two = _mm_add_pd(_mm256_castpd256_pd128(sum), _mm256_extractf128_pd(sum, 1));
-    return static_cast<float>(_mm_cvtsd_f64(two) + _mm_cvtsd_f64(_mm_unpackhi_pd(two, two)));
-}
-
-// A block of streams in groups of almost equal size: group g holds streams [begin(g), begin(g + 1)) of it, its pairs stand
-// at x + begin(g) * pairs as [pairs][its streams], its sums at sums + begin(g) * segments as [segments][its streams].
+// A block of streams: 1, 2, or groups of 4, 8, .. 24 for single tiles, of 2, 4 or 6 for panels. Group g holds streams [begin(g), begin(g) + size(g)) of it; its pairs
+// stand at x + begin(g) * pairs as [pairs][its streams], its sums at sums + begin(g) * segments as [segments][its streams].
 struct StreamBlock {
-    int64_t first, count, groups, pairs, segments;
+    int64_t first, count, most, step, pairs, segments;
     uint32_t* x;
     float* sums;
 
-    int64_t begin(int64_t group) const { return count * group / groups; }
-    int size(int64_t group) const { return static_cast<int>(begin(group + 1) - begin(group)); }
+    int64_t steps() const { return ceil_div(count, step); }
+    int64_t groups() const { return ceil_div(count, most); }
+    int64_t begin(int64_t group) const { return steps() * group / groups() * step; }
+    int size(int64_t group) const {
+        return static_cast<int>(count <= 2 ? count : begin(group + 1) - begin(group));
+    }
+    uint32_t* x_of(int64_t group) const { return x + begin(group) * pairs; }
+    float* sums_of(int64_t group) const { return sums + begin(group) * segments; }
 };
 
-// Streams past the last token are zeros: cheaper than kernels for every number.
-void load_group(const GemmArgs& args, const StreamBlock& block, int64_t group, uint32_t* row) {
-    const int64_t begin = block.begin(group), size = block.size(group);
-    uint32_t* x = block.x + begin * block.pairs;
-    for (int64_t s = 0; s < size; ++s) {
-        const int64_t stream = block.first + begin + s;
-        if (stream < args.m * terms_of(args.dtype)) {
-            load_stream(args, stream, row);
-        } else {
-            std::fill_n(row, block.pairs, 0u);
+// Units [begin, end) of a group. Streams past the last token are zeros: cheaper than kernels for every number.
+void load_units(const GemmArgs& args, const StreamBlock& block, int64_t group, int64_t begin, int64_t end) {
+    const int64_t size = block.size(group), first = block.begin(group);
+    for (int64_t unit = begin; unit < end; ++unit) {  // outermost: what a unit becomes stays in level 1
+        uint32_t* x = block.x_of(group) + unit * kUnitPairs * size;
+        for (int64_t s = 0; s < size; ++s) {
+            alignas(64) uint32_t pairs[kUnitPairs] = {};
+            if (first + s < block.count)
+                _mm512_store_si512(pairs, load_pairs(args, block.first + first + s, unit));
+            for (int64_t i = 0; i < kUnitPairs; ++i) x[i * size + s] = pairs[i];
         }
-        for (int64_t i = 0; i < block.pairs; ++i) x[i * size + s] = row[i];
-        if (args.weight.zero == nullptr) continue;
-        float* sums = block.sums + begin * block.segments + s;
-        each_segment(args.weight, [&](int64_t first, int64_t end, int64_t) {
-            *sums = sum_pairs(row, first, end);
-            sums += size;
-        });
     }
 }
 
-// Activates and stores y of a tile; the streams of a token lie `stride` apart.
-inline void store_token(const GemmArgs& args, int64_t tile, int64_t token, const float* y, int64_t stride,
-                        int terms, __m512 bias) {
-    __m512 sum = load(y);
-    if (terms == 2) sum = add(sum, load(y + stride));
-    store_outputs(args, tile, token, add(sum, bias));
+// Sums over a segment of all streams of a group; in fp64, as they may cancel.
+void sum_pairs(const uint32_t* x, int64_t size, int64_t begin, int64_t end, float* sums) {
+    const __m128i top = _mm_set1_epi32(static_cast<int>(0xffff0000u));
+    const int64_t stride = std::max<int64_t>(size, 4);  // of one or two streams, pairs share a register
+    for (int64_t lane = 0; lane < stride; lane += 4) {
+        __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
+        for (int64_t i = begin / 2 * size + lane; i < ceil_div(end, 2) * size; i += stride) {
+            const __m128i four = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i));
+            low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32(four, 16))));
+            high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm_castsi128_ps(_mm_and_si128(four, top))));
+        }
+        alignas(32) double each[4];
+        _mm256_store_pd(each, _mm256_add_pd(low, high));
+        if (size == 1) each[0] += each[1] + (each[2] + each[3]);
+        if (size == 2) each[0] += each[2], each[1] += each[3];
+        for (int64_t s = 0; s < std::min<int64_t>(size - lane, 4); ++s)
+            sums[lane + s] = static_cast<float>(each[s]);
+    }
 }
 
-// --- few streams ---
-
-// Tiles that streams meet at a time: two share the loads of x, one is a single run through memory.
-constexpr int tiles_at_once(int streams) {
-    return streams >= 4 ? 2 : 1;
+void load_block(const GemmArgs& args, const StreamBlock& block, int threads) {
+    const Weight& w = args.weight;
+    const int64_t units = units_of(w.k), groups = block.groups();
+    const int64_t parts = block.count > 4 ? threads : 1;  // a fork costs more than few streams
+    parallel_for(threads, groups * parts, 1, [&](int64_t i) {
+        const int64_t part = i % parts;
+        load_units(args, block, i / parts, units * part / parts, units * (part + 1) / parts);
+    });
+    if (w.zero == nullptr) return;
+    parallel_for(threads, groups * parts, 1, [&](int64_t i) {
+        const int64_t group = i / parts, part = i % parts, size = block.size(group);
+        int64_t segment = 0;
+        each_segment(w, [&](int64_t begin, int64_t end, int64_t) {
+            if (segment * parts / block.segments == part)
+                sum_pairs(block.x_of(group), size, begin, end, block.sums_of(group) + segment * size);
+            ++segment;
+        });
+    });
 }
+
+// --- a tile and a group of streams ---
 
 // The pairs of a unit, [16][STREAMS], with zeros outside columns [begin, end) of it. By registers: GCC 12 vectorizes the
 // loop over pairs into stores that leave parts of `masked` unwritten.
@@ -168,75 +168,60 @@ inline void mask_unit(const uint32_t* x, int64_t begin, int64_t end, uint32_t* m
     }
 }
 
-// vdpbf16ps takes 6 cycles: with few streams, pairs take turns between chains of sums.
-template <int STREAMS, int TILES>
+// Two instructions of 6 cycles are under way: with few streams, pairs take turns between chains of sums.
+template <int STREAMS>
 struct PairSums {
-    static constexpr int kChains = STREAMS == 4 ? 2 : STREAMS == 2 ? 4 : 8;
-    __m512 of[STREAMS][TILES][kChains];
+    static constexpr int kChains = STREAMS == 1 ? 8 : STREAMS < 12 ? 16 / STREAMS : 1;
+    __m512 of[STREAMS][kChains];
 
     MMQ_INLINE void clear() {
-        each_sum([&](auto s, auto r) MMQ_INLINE_LAMBDA {
-            each_number<kChains>([&](auto c) MMQ_INLINE_LAMBDA { of[s][r][c] = _mm512_setzero_ps(); });
-        });
-    }
-
-    template <class Body>
-    static MMQ_INLINE void each_sum(const Body& body) {
         each_number<STREAMS>([&](auto s) MMQ_INLINE_LAMBDA {
-            each_number<TILES>([&](auto r) MMQ_INLINE_LAMBDA { body(s, r); });
+            each_number<kChains>([&](auto c) MMQ_INLINE_LAMBDA { of[s][c] = _mm512_setzero_ps(); });
         });
     }
 
-    // The chains of a stream and a tile added up, neighbours first.
-    template <int S, int R, int FIRST = 0, int COUNT = kChains>
+    // The chains of a stream added up, neighbours first.
+    template <int S, int FIRST = 0, int COUNT = kChains>
     MMQ_INLINE __m512 total() const {
         if constexpr (COUNT == 1) {
-            return of[S][R][FIRST];
+            return of[S][FIRST];
         } else {
-            return add(total<S, R, FIRST, COUNT / 2>(), total<S, R, FIRST + COUNT / 2, COUNT / 2>());
+            return add(total<S, FIRST, COUNT / 2>(), total<S, FIRST + COUNT / 2, COUNT / 2>());
         }
     }
 };
 
-// sums += the unit at `words` of each tile, times the pairs of x.
-template <int BITS, int STREAMS, int TILES>
-MMQ_INLINE void multiply_unit(const int32_t* const (&words)[TILES], const uint32_t* x,
-                              PairSums<STREAMS, TILES>& sums) {
-    PairUnit<BITS> units[TILES];
-    each_number<TILES>([&](auto r) MMQ_INLINE_LAMBDA {
-        units[r].words = words[r];
-        fetch_unit<BITS>(words[r]);
-    });
-    each_number<kUnitPairs>([&](auto i) MMQ_INLINE_LAMBDA {
-        constexpr int kStep = i / 2, kHalf = i % 2, kChain = i % PairSums<STREAMS, TILES>::kChains;
-        __m512i codes[TILES][kTerms<BITS>];
-        each_number<TILES>([&](auto r) MMQ_INLINE_LAMBDA {
-            if constexpr (kHalf == 0) units[r].template enter<kStep>();
-            each_number<kTerms<BITS>>([&](auto t) MMQ_INLINE_LAMBDA {
-                codes[r][t] = units[r].template term<kStep, kHalf, t>();
-            });
-        });
-        each_number<STREAMS>([&](auto s) MMQ_INLINE_LAMBDA {
-            each_number<TILES>([&](auto r) MMQ_INLINE_LAMBDA {
-                each_number<kTerms<BITS>>([&](auto t) MMQ_INLINE_LAMBDA {
-                    __m512& sum = sums.of[s][r][kChain];
-                    sum = dot_from(sum, codes[r][t], x + i * STREAMS + s);
+// sums += the unit at `words` times the pairs of x.
+template <int BITS, int STREAMS>
+MMQ_INLINE void multiply_unit(const int32_t* words, const uint32_t* x, PairSums<STREAMS>& sums) {
+    // Where a product is for few streams, two terms of a code cost less than making one of them.
+    constexpr int kTerms = BITS >= 7 && STREAMS <= 2 ? 2 : 1;
+    PairUnit<BITS> unit;
+    unit.words = words;
+    fetch_unit<BITS>(words);
+    each_number<kUnitPairs / kStepPairs>([&](auto step) MMQ_INLINE_LAMBDA {
+        __m512i codes[kStepPairs][kTerms];
+        unit.template enter<step>();
+        unit.template decode<step>(codes);
+        each_number<kStepPairs>([&](auto half) MMQ_INLINE_LAMBDA {
+            constexpr int kPair = step * kStepPairs + half, kChain = kPair % PairSums<STREAMS>::kChains;
+            each_number<STREAMS>([&](auto s) MMQ_INLINE_LAMBDA {
+                each_number<kTerms>([&](auto t) MMQ_INLINE_LAMBDA {
+                    __m512& sum = sums.of[s][kChain];
+                    sum = dot(sum, codes[half][t], x + kPair * STREAMS + s);
                 });
             });
         });
     });
 }
 
-// x [pairs][STREAMS], sums of x [segments][STREAMS], TILES tiles -> y[STREAMS][TILES][16].
-template <int BITS, int STREAMS, int TILES>
-void multiply_tiles(const Weight& w, const uint32_t* streams, const float* x_sums,
-                    const int64_t (&tiles)[TILES], float* y) {
-    __m512 total[STREAMS][TILES];
-    const int32_t* first[TILES];
-    each_number<TILES>([&](auto r) MMQ_INLINE_LAMBDA { first[r] = Tile<BITS>(w, tiles[r]).words; });
-    PairSums<STREAMS, TILES>::each_sum([&](auto s, auto r) MMQ_INLINE_LAMBDA { total[s][r] = set1(0.0f); });
+// x [pairs][STREAMS] and its sums [segments][STREAMS], a tile -> y[STREAMS][16].
+template <int BITS, int STREAMS>
+void multiply_tile(const Weight& w, const uint32_t* streams, const float* x_sums, int64_t tile, float* y) {
+    const int32_t* words = Tile<BITS>(w, tile).words;
+    std::fill_n(y, STREAMS * kTileRows, 0.0f);
     each_segment(w, [&](int64_t begin, int64_t end, int64_t group) MMQ_INLINE_LAMBDA {
-        PairSums<STREAMS, TILES> sums;
+        PairSums<STREAMS> sums;
         sums.clear();
         const int64_t stop = end == w.k ? units_of(w.k) * kUnitColumns : end;  // x is zero past k
         for (int64_t column = begin / kUnitColumns * kUnitColumns; column < stop; column += kUnitColumns) {
@@ -246,206 +231,173 @@ void multiply_tiles(const Weight& w, const uint32_t* streams, const float* x_sum
                 // A unit that groups share: each takes it whole, with zeros for the other's columns.
                 mask_unit<STREAMS>(x, begin - column, stop - column, masked);
                 x = masked;
-                asm("" : "+r"(x) : "m"(masked));  // else GCC picks pairs out of registers, at two shuffles each
+                asm(""
+                    : "+r"(x)
+                    : "m"(masked));  // else GCC picks pairs out of registers, at two shuffles each
             }
-            const int32_t* words[TILES];
-            each_number<TILES>([&](auto r) MMQ_INLINE_LAMBDA {
-                words[r] = first[r] + column / kUnitColumns * (BITS * kTileRows);
-            });
-            multiply_unit<BITS, STREAMS, TILES>(words, x, sums);
+            multiply_unit<BITS, STREAMS>(words + column / kUnitColumns * (BITS * kTileRows), x, sums);
         }
-        each_number<TILES>([&](auto r) MMQ_INLINE_LAMBDA {
-            const Grid grid = load_grid<BITS>(w, tiles[r], group);
-            each_number<STREAMS>([&](auto s) MMQ_INLINE_LAMBDA {
-                __m512 sum = sums.template total<s, r>();
-                if (w.zero != nullptr) sum = fnma(grid.zero, set1(x_sums[s]), sum);
-                total[s][r] = fma(grid.scale, sum, total[s][r]);
-            });
+        const Grid grid = load_grid<BITS>(w, tile, group);
+        each_number<STREAMS>([&](auto s) MMQ_INLINE_LAMBDA {
+            __m512 sum = sums.template total<s>();
+            if (w.zero != nullptr) sum = fnma(grid.zero, set1(x_sums[s]), sum);
+            float* to = y + s * kTileRows;
+            store(to, fma(grid.scale, sum, load(to)));
         });
         x_sums += STREAMS;
     });
-    PairSums<STREAMS, TILES>::each_sum(
-        [&](auto s, auto r) MMQ_INLINE_LAMBDA { store(y + (s * TILES + r) * kTileRows, total[s][r]); });
 }
 
-template <int BITS, int STREAMS>
-void gemm_few(const GemmArgs& args) {
-    constexpr int kTiles = tiles_at_once(STREAMS);
-    const Weight& w = args.weight;
-    // What one term cannot be is known here: the compiler then sees no second stream of one.
-    const int terms = STREAMS == 1 ? 1 : terms_of(args.dtype);
-    StreamBlock block = {};
-    block.groups = 1;
-    block.count = STREAMS;
-    block.pairs = units_of(w.k) * kUnitPairs;
-    block.segments = count_segments(w);
-    const AlignedFloats x((STREAMS + 1) * block.pairs), sums(STREAMS * block.segments);
-    block.x = reinterpret_cast<uint32_t*>(x.data());
-    block.sums = sums.data();
-    load_group(args, block, 0, block.x + STREAMS * block.pairs);
-    const int threads = useful_threads(args);
-    const int64_t tiles = tiles_of(w.n), count = ceil_div(tiles, kTiles);
-    parallel_for(threads, count, ceil_div(tiles_in_a_run(args, threads), kTiles), [&](int64_t index) {
-        // The last tile stands in for the one behind it, where two are taken and their number is odd.
-        int64_t taken[kTiles];
-        for (int r = 0; r < kTiles; ++r) taken[r] = std::min(index * kTiles + r, tiles - 1);
-        alignas(64) float y[STREAMS * kTiles * kTileRows];
-        multiply_tiles<BITS, STREAMS, kTiles>(w, block.x, block.sums, taken, y);
-        for (int r = 0; r < kTiles && index * kTiles + r < tiles; ++r) {
-            const F16 bias = load_bias(args, taken[r]);
-            for (int64_t token = 0; token < args.m; ++token) {
-                const float* from = y + (token * terms * kTiles + r) * kTileRows;
-                store_token(args, taken[r], token, from, kTiles * kTileRows, terms, bias);
-            }
-        }
-    });
-}
-
-// --- many streams ---
-
-// One segment of TILES tiles, in whole units.
-template <int TILES>
+// The codes of a segment of some tiles, in whole units: [pairs][tiles][16].
 struct Panel {
-    alignas(64) uint32_t codes[(kSegmentColumns + kUnitColumns) / 2 * TILES * kTileRows];
-    alignas(64) float scale[TILES * kTileRows], zero[TILES * kTileRows];
+    alignas(64) uint32_t codes[(kSegmentColumns + kUnitColumns) / 2 * kPanelTiles * kTileRows];
+    Grid grid[kPanelTiles];
 };
 
-// y[STREAMS][TILES][16] += scale * (panel . x - zero * sum of x), pairs [first, first + pairs) of the panel
-template <int TILES, int STREAMS>
-void multiply_panel(const Panel<TILES>& panel, int64_t first, int64_t pairs, const uint32_t* x,
-                    const float* sums, float* y) {
-    __m512 acc[STREAMS][TILES];
-#pragma GCC unroll 8
-    for (int s = 0; s < STREAMS; ++s) {
-#pragma GCC unroll 4
-        for (int r = 0; r < TILES; ++r) acc[s][r] = _mm512_setzero_ps();
-    }
-    const uint32_t* codes = panel.codes + first * TILES * kTileRows;
-    for (int64_t pair = 0; pair < pairs; ++pair, codes += TILES * kTileRows, x += STREAMS) {
-        __m512i w[TILES];
-#pragma GCC unroll 4
-        for (int r = 0; r < TILES; ++r) w[r] = _mm512_load_si512(codes + r * kTileRows);
-#pragma GCC unroll 8
-        for (int s = 0; s < STREAMS; ++s) {
-            const __m512i both_x = both(x[s]);
-#pragma GCC unroll 4
-            for (int r = 0; r < TILES; ++r) acc[s][r] = dot(acc[s][r], w[r], both_x);
-        }
-    }
-#pragma GCC unroll 8
-    for (int s = 0; s < STREAMS; ++s) {
-#pragma GCC unroll 4
-        for (int r = 0; r < TILES; ++r) {
-            if (sums != nullptr) acc[s][r] = fnma(load(panel.zero + r * kTileRows), set1(sums[s]), acc[s][r]);
-            float* to = y + (s * TILES + r) * kTileRows;
-            store(to, fma(load(panel.scale + r * kTileRows), acc[s][r], load(to)));
-        }
-    }
-}
-
-template <int TILES>
-using MultiplyPanel = void (*)(const Panel<TILES>&, int64_t, int64_t, const uint32_t*, const float*, float*);
-
-template <int TILES>
-constexpr MultiplyPanel<TILES> kMultiplyPanel[kStreams] = {
-    multiply_panel<TILES, 1>, multiply_panel<TILES, 2>, multiply_panel<TILES, 3>,
-    multiply_panel<TILES, 4>, multiply_panel<TILES, 5>, multiply_panel<TILES, 6>};
-
-// The units of columns [begin, end) of one tile -> its part of a panel.
-template <int BITS, int TILES>
-void decode_pairs(const Weight& w, int64_t tile_index, int64_t begin, int64_t end, uint32_t* panel) {
-    const int64_t first = begin / kUnitColumns, last = units_of(end);
-    const int32_t* words = Tile<BITS>(w, tile_index).words;
-    for (int64_t index = first; index < last; ++index) {
+// One tile of the panel.
+template <int BITS>
+void decode_segment(const int32_t* words, int64_t begin, int64_t end, uint32_t* panel) {
+    for (int64_t i = begin / kUnitColumns; i < units_of(end); ++i) {
         PairUnit<BITS> unit;
-        unit.words = words + index * (BITS * kTileRows);
-        fetch_unit<BITS>(unit.words, (last - first) * (BITS * kTileRows));  // of the next segment
-        each_number<kUnitColumns / kStepColumns>([&](auto step) MMQ_INLINE_LAMBDA {
-            __m512i pairs[2];
+        unit.words = words + i * (BITS * kTileRows);
+        fetch_unit<BITS>(unit.words);
+        each_number<kUnitPairs / kStepPairs>([&](auto step) MMQ_INLINE_LAMBDA {
+            __m512i codes[kStepPairs][1];
             unit.template enter<step>();
-            unit.template single<step>(pairs);
-            _mm512_store_si512(panel, pairs[0]);
-            _mm512_store_si512(panel + TILES * kTileRows, pairs[1]);
-            panel += 2 * TILES * kTileRows;
+            unit.template decode<step>(codes);
+            each_number<kStepPairs>([&](auto half) MMQ_INLINE_LAMBDA {
+                _mm512_store_si512(panel, codes[half][0]);
+                panel += kPanelTiles * kTileRows;
+            });
         });
     }
 }
 
-template <int BITS, int TILES>
-void multiply_strip(const GemmArgs& args, const StreamBlock& block, int64_t first_tile) {
-    Panel<TILES> panel;
-    alignas(64) float y[kBlockStreams * TILES * kTileRows];
-    std::fill_n(y, block.count * TILES * kTileRows, 0.0f);
-    const Weight& w = args.weight;
-    int64_t segment = 0;
-    each_segment(w, [&](int64_t begin, int64_t end, int64_t group) {
-        for (int r = 0; r < TILES; ++r) {
-            decode_pairs<BITS, TILES>(w, first_tile + r, begin, end, panel.codes + r * kTileRows);
-            const Grid grid = load_grid<BITS>(w, first_tile + r, group);
-            store(panel.scale + r * kTileRows, grid.scale);
-            store(panel.zero + r * kTileRows, grid.zero);
-        }
-        const int64_t pairs = ceil_div(end - begin, kGrainColumns) * kGrainPairs;
-        for (int64_t g = 0; g < block.groups; ++g) {
-            const int64_t first = block.begin(g), size = block.size(g);
-            const uint32_t* x = block.x + first * block.pairs + begin / 2 * size;
-            const float* sums =
-                w.zero == nullptr ? nullptr : block.sums + first * block.segments + segment * size;
-            kMultiplyPanel<TILES>[size - 1](panel, begin % kUnitColumns / 2, pairs, x, sums,
-                                            y + first* TILES* kTileRows);
-        }
-        ++segment;
-    });
-    const int terms = terms_of(args.dtype);
-    for (int r = 0; r < TILES; ++r) {
-        const F16 bias = load_bias(args, first_tile + r);
-        for (int64_t s = 0; s < block.count; s += terms) {
-            store_token(args, first_tile + r, (block.first + s) / terms, y + (s * TILES + r) * kTileRows,
-                        TILES * kTileRows, terms, bias);
-        }
+// y[STREAMS][tiles][16] += scale * (panel . x - zero * sums) for pairs from `first` on; sums null for a zero of nought
+template <int STREAMS>
+void multiply_panel(const Panel& panel, int64_t first, int64_t pairs, const uint32_t* x, const float* sums,
+                    float* y) {
+    __m512 acc[STREAMS][kPanelTiles];
+    auto each_sum = [](auto body) MMQ_INLINE_LAMBDA {
+        each_number<STREAMS>([&](auto s) MMQ_INLINE_LAMBDA {
+            each_number<kPanelTiles>([&](auto r) MMQ_INLINE_LAMBDA { body(s, r); });
+        });
+    };
+    each_sum([&](auto s, auto r) MMQ_INLINE_LAMBDA { acc[s][r] = _mm512_setzero_ps(); });
+    const uint32_t* codes = panel.codes + first * kPanelTiles * kTileRows;
+    for (int64_t i = 0; i < pairs; ++i, codes += kPanelTiles * kTileRows, x += STREAMS) {
+        __m512i code[kPanelTiles];
+        each_number<kPanelTiles>(
+            [&](auto r) MMQ_INLINE_LAMBDA { code[r] = _mm512_load_si512(codes + r * kTileRows); });
+        each_number<STREAMS>([&](auto s) MMQ_INLINE_LAMBDA {
+            const __m512i both = _mm512_set1_epi32(static_cast<int>(x[s]));
+            each_number<kPanelTiles>([&](auto r) MMQ_INLINE_LAMBDA {
+                acc[s][r] = _mm512_dpbf16_ps(acc[s][r], (__m512bh)code[r], (__m512bh)both);
+            });
+        });
     }
+    each_sum([&](auto s, auto r) MMQ_INLINE_LAMBDA {
+        if (sums != nullptr) acc[s][r] = fnma(panel.grid[r].zero, set1(sums[s]), acc[s][r]);
+        float* to = y + (s * kPanelTiles + r) * kTileRows;
+        store(to, fma(panel.grid[r].scale, acc[s][r], load(to)));
+    });
 }
+
+using MultiplyPanel = void (*)(const Panel&, int64_t, int64_t, const uint32_t*, const float*, float*);
+
+constexpr MultiplyPanel kMultiplyPanel[] = {multiply_panel<2>, multiply_panel<4>, multiply_panel<6>};
+
+using MultiplyTile = void (*)(const Weight&, const uint32_t*, const float*, int64_t, float*);
 
 template <int BITS>
-void gemm_many(const GemmArgs& args) {
-    const Weight& w = args.weight;
-    const int threads = useful_threads(args), terms = terms_of(args.dtype);
-    const int64_t tiles = tiles_of(w.n);
-    // Blocks of almost equal size; strips of four tiles where every thread has several of them.
-    const int64_t blocks = ceil_div(args.m * terms, kBlockStreams);
-    const int64_t block_tokens = ceil_div(args.m, blocks);
-    const bool wide = tiles >= 2 * threads * kStripTiles;
-    StreamBlock block = {};
-    block.pairs = units_of(w.k) * kUnitPairs;
-    block.segments = count_segments(w);
-    const AlignedFloats x(block_tokens * terms * block.pairs), sums(block_tokens * terms * block.segments);
-    const AlignedFloats rows(threads * block.pairs);
-    block.x = reinterpret_cast<uint32_t*>(x.data());
-    block.sums = sums.data();
-    for (int64_t first = 0; first < args.m; first += block_tokens) {
-        block.first = first * terms;
-        block.count = std::min(block_tokens, args.m - first) * terms;
-        block.groups = ceil_div(block.count, kStreams);
-        parallel_for(threads, threads, 1, [&](int64_t i) {
-            uint32_t* row = reinterpret_cast<uint32_t*>(rows.data()) + i * block.pairs;
-            for (int64_t g = block.groups * i / threads; g < block.groups * (i + 1) / threads; ++g)
-                load_group(args, block, g, row);
-        });
-        const int64_t strips = wide ? tiles / kStripTiles : 0, rest = tiles - strips * kStripTiles;
-        parallel_for(threads, strips + rest, 1, [&](int64_t i) {
-            if (i < strips) return multiply_strip<BITS, kStripTiles>(args, block, i * kStripTiles);
-            multiply_strip<BITS, 1>(args, block, strips * kStripTiles + i - strips);
-        });
-    }
+MultiplyTile tile_kernel(int streams) {
+    static constexpr MultiplyTile kQuads[kMostStreams / 4] = {
+        multiply_tile<BITS, 4>,  multiply_tile<BITS, 8>,  multiply_tile<BITS, 12>,
+        multiply_tile<BITS, 16>, multiply_tile<BITS, 20>, multiply_tile<BITS, 24>};
+    if (streams <= 2) return streams == 1 ? multiply_tile<BITS, 1> : multiply_tile<BITS, 2>;
+    return kQuads[streams / 4 - 1];
 }
 
 // --- entry ---
 
+// Adds bias, activates and stores a tile's y[streams][16], streams `stride` apart; the terms of a token are neighbours.
+void store_block(const GemmArgs& args, const StreamBlock& block, int64_t tile, const float* y,
+                 int64_t stride) {
+    const int terms = terms_of(args.dtype);
+    const F16 bias = load_bias(args, tile);
+    for (int64_t s = 0; s < block.count; s += terms) {
+        F16 sum = load(y + s * stride);
+        if (terms == 2) sum = add(sum, load(y + (s + 1) * stride));
+        store_outputs(args, tile, (block.first + s) / terms, add(sum, bias));
+    }
+}
+
+// A tile and all groups of a block, one after the other.
+template <int BITS>
+void multiply_block(const GemmArgs& args, const StreamBlock& block, int64_t tile) {
+    alignas(64) float y[kBlockStreams * kTileRows];
+    for (int64_t g = 0; g < block.groups(); ++g)
+        tile_kernel<BITS>(block.size(g))(args.weight, block.x_of(g), block.sums_of(g), tile,
+                                         y + block.begin(g) * kTileRows);
+    store_block(args, block, tile, y, kTileRows);
+}
+
+// The tiles of a panel and all groups of a block, segment by segment.
+template <int BITS>
+void multiply_strip(const GemmArgs& args, const StreamBlock& block, int64_t first_tile) {
+    alignas(64) float y[kBlockStreams * kPanelTiles * kTileRows];  // [streams][tiles][16]
+    std::fill_n(y, block.steps() * block.step * kPanelTiles * kTileRows, 0.0f);
+    const Weight& w = args.weight;
+    Panel panel;
+    int64_t segment = 0;
+    each_segment(w, [&](int64_t begin, int64_t end, int64_t group) {
+        for (int r = 0; r < kPanelTiles; ++r) {
+            const int64_t tile =
+                std::min(first_tile + r, tiles_of(w.n) - 1);  // the last may stand in for missing ones
+            decode_segment<BITS>(Tile<BITS>(w, tile).words, begin, end, panel.codes + r * kTileRows);
+            panel.grid[r] = load_grid<BITS>(w, tile, group);
+        }
+        const int64_t pairs = ceil_div(end - begin, kGrainColumns) * kGrainPairs;
+        for (int64_t g = 0; g < block.groups(); ++g) {
+            const int64_t size = block.size(g);
+            const float* sums = w.zero == nullptr ? nullptr : block.sums_of(g) + segment * size;
+            kMultiplyPanel[size / 2 - 1](panel, begin % kUnitColumns / 2, pairs,
+                                         block.x_of(g) + begin / 2 * size, sums,
+                                         y + block.begin(g) * kPanelTiles * kTileRows);
+        }
+        ++segment;
+    });
+    for (int64_t r = 0; r < kPanelTiles && first_tile + r < tiles_of(w.n); ++r)
+        store_block(args, block, first_tile + r, y + r * kTileRows, kPanelTiles * kTileRows);
+}
+
 template <int BITS>
 void gemm_bits(const GemmArgs& args) {
-    const int64_t streams = args.m * terms_of(args.dtype);
-    if (streams > kFewStreams) return gemm_many<BITS>(args);
-    if (streams > 2) return gemm_few<BITS, 4>(args);
-    if (streams > 1) return gemm_few<BITS, 2>(args);
-    if (streams > 0) return gemm_few<BITS, 1>(args);
+    const Weight& w = args.weight;
+    const int threads = useful_threads(args);
+    const int64_t streams = args.m * terms_of(args.dtype), tiles = tiles_of(w.n);
+    if (streams == 0) return;
+    StreamBlock block = {};
+    block.pairs = units_of(w.k) * kUnitPairs;
+    block.segments = count_segments(w);
+    // Panels are for many tokens, where every thread has several of them; blocks are of almost equal size.
+    const bool panels = streams > kMostStreams && tiles >= 2 * threads * kPanelTiles;
+    const int64_t size = ceil_div(ceil_div(streams, ceil_div(streams, kBlockStreams)), 4) * 4;
+    block.most = panels ? kPanelStreams : kMostStreams;
+    block.step = panels ? 2 : 4;
+    const AlignedFloats x(size * block.pairs), sums(size * block.segments);
+    block.x = reinterpret_cast<uint32_t*>(x.data());
+    block.sums = sums.data();
+    for (block.first = 0; block.first < streams; block.first += size) {
+        block.count = std::min(size, streams - block.first);
+        load_block(args, block, threads);
+        if (panels) {
+            parallel_for(threads, ceil_div(tiles, kPanelTiles), 1,
+                         [&](int64_t i) { multiply_strip<BITS>(args, block, i * kPanelTiles); });
+        } else {
+            // Few tokens are over in no time: what counts then are long runs through memory.
+            parallel_for(threads, tiles, streams > 4 ? 1 : tiles_in_a_run(args, threads),
+                         [&](int64_t tile) { multiply_block<BITS>(args, block, tile); });
+        }
+    }
 }

@@ -48,7 +48,9 @@ inline void store_outputs(const GemmArgs& args, int64_t tile, int64_t token, F16
     float out[kTileRows];
     store(out, value);
     activate(out, args.activation);
-    store_row(out, args.dtype, token * n + row, std::min<int64_t>(kTileRows, n - row), args.y);
+    // A whole tile by itself: its count is known to the compiler.
+    if (row + kTileRows <= n) return store_row(out, args.dtype, token * n + row, kTileRows, args.y);
+    store_row(out, args.dtype, token * n + row, n - row, args.y);
 }
 
 #define MMQ_FOR_BITS(FUNCTION)        \

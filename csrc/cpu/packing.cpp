@@ -111,18 +111,30 @@ class RowBuffers {
     std::unique_ptr<uint8_t[]> codes_;
 };
 
-// Asks for pages of 2 MB where memory is new: a product of one token reads the weight once, and looks up fewer addresses
-// then. Where the system has none to give, or none of that kind, everything is as it was.
-void ask_for_large_pages(void* begin, int64_t bytes) {
+// A weight is read from memory at every product: in small pages, looking up where they are takes longer than reading
+// them (4096 x 4096 at 6 bits, 16 tokens, in a virtual machine: 1.8 ms against 1.0). Where the system has no large ones to
+// give, everything is as it was.
+constexpr uintptr_t kLargePage = 2 << 20;
+
+void advise([[maybe_unused]] uintptr_t first, [[maybe_unused]] uintptr_t last, [[maybe_unused]] int advice) {
 #ifdef __linux__
-    constexpr uintptr_t kLarge = 2 << 20;
-    const uintptr_t at = reinterpret_cast<uintptr_t>(begin);
-    const uintptr_t first = (at + kLarge - 1) / kLarge * kLarge;
-    const uintptr_t last = (at + static_cast<uintptr_t>(bytes)) / kLarge * kLarge;
-    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#else
-    (void)begin, (void)bytes;
+    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, advice);
 #endif
+}
+
+// Before memory is written: what is new comes in large pages, where whole ones lie within.
+void ask_for_large_pages(const void* begin, int64_t bytes) {
+    constexpr int kHugePage = 14;  // MADV_HUGEPAGE
+    const uintptr_t at = reinterpret_cast<uintptr_t>(begin), end = at + static_cast<uintptr_t>(bytes);
+    advise((at + kLargePage - 1) / kLargePage * kLargePage, end / kLargePage * kLargePage, kHugePage);
+}
+
+// After: what an allocator had handed out before is moved to large pages, with what else lies in the first and last.
+void move_to_large_pages(const void* begin, int64_t bytes) {
+    constexpr int kCollapse = 25;  // MADV_COLLAPSE, since Linux 6.1
+    if (bytes < static_cast<int64_t>(kLargePage)) return;
+    const uintptr_t at = reinterpret_cast<uintptr_t>(begin), end = at + static_cast<uintptr_t>(bytes);
+    advise(at / kLargePage * kLargePage, (end + kLargePage - 1) / kLargePage * kLargePage, kCollapse);
 }
 
 }  // namespace
@@ -144,8 +156,8 @@ void unpack(const PackArgs& args, const int32_t* words, uint8_t* codes) {
 void prepack(const PackArgs& args, const int32_t* words, int32_t* tiles) {
     const int64_t stream = stream_words(args.k, args.bits);
     const int64_t tile_words = row_words(args.k, args.bits) * kTileRows, units = units_of(args.k);
-    const int64_t blocks = args.threads, count = tiles_of(args.n);
-    ask_for_large_pages(tiles, count * tile_words * 4);
+    const int64_t blocks = args.threads, count = tiles_of(args.n), bytes = count * tile_words * 4;
+    ask_for_large_pages(tiles, bytes);
     const RowBuffers buffers(args.k, blocks);
     parallel_for(args.threads, blocks, 1, [&](int64_t block) {
         uint8_t* codes = buffers.row(block);
@@ -162,6 +174,7 @@ void prepack(const PackArgs& args, const int32_t* words, int32_t* tiles) {
             }
         }
     });
+    move_to_large_pages(tiles, bytes);
 }
 
 void unprepack(const PackArgs& args, const int32_t* tiles, int32_t* words) {

@@ -10,8 +10,8 @@
 //          3      shift both planes, select the low bits of one and the rest of the other; shifts are shared likewise
 //          5      the same, nothing shared
 //          6      likewise, over a table of two registers (6 bits of index)
-//          7, 8   two tables of 16: the low four bits, and the rest; two registers whose sum is the code (`kTerms`),
-//                 or one, made by conversion (`single`): dearer to decode, half the products
+//          7, 8   two tables of 16: the low four bits, and the rest; two registers whose sum is the code,
+//                 or one, made by conversion: dearer to decode, half the products
 
 // Where an index has the bits of the planes of a code.
 struct Places {
@@ -58,9 +58,6 @@ struct TermTable {
 template <int WIDTH, int LOW, int CENTRE>
 inline constexpr TermTable<WIDTH, LOW, CENTRE> kTermTable{};
 
-template <int BITS>
-inline constexpr int kTerms = BITS >= 7 ? 2 : 1;
-
 // Bits [from, from + count) of each 16 of `inside`, the others of `outside`.
 inline __m512i bits_of(int from, int count, __m512i inside, __m512i outside) {
     const __m512i mask = _mm512_set1_epi16(static_cast<int16_t>(((1 << count) - 1) << from));
@@ -104,7 +101,7 @@ struct PairUnit {
     }
 
     // Term i of the pairs of a half step; terms add up to the code.
-    template <int STEP, int HALF, int TERM = 0>
+    template <int STEP, int HALF, int TERM>
     MMQ_INLINE __m512i term() const {
         if constexpr (BITS < 7) {
             constexpr Places kAt = places_of<BITS>(STEP);
@@ -134,17 +131,19 @@ struct PairUnit {
         }
     }
 
-    // All pairs of a step, each in one register: pairs[half].
-    template <int STEP>
-    MMQ_INLINE void single(__m512i (&pairs)[2]) const {
-        if constexpr (kTerms<BITS> == 1) {
-            pairs[0] = term<STEP, 0>();
-            pairs[1] = term<STEP, 1>();
+    // The pairs of the step entered, pairs[half][term].
+    template <int STEP, int TERMS>
+    MMQ_INLINE void decode(__m512i (&pairs)[2][TERMS]) const {
+        if constexpr (BITS < 7 || TERMS == 2) {
+            each_number<TERMS>([&](auto t) MMQ_INLINE_LAMBDA {
+                pairs[0][t] = term<STEP, 0, t>();
+                pairs[1][t] = term<STEP, 1, t>();
+            });
         } else {
             const __m512i code = bytes<STEP>();
             const __m512i odd = _mm512_srli_epi32(code, 8);
-            pairs[0] = joined(code, _mm512_srli_epi32(code, 16));
-            pairs[1] = joined(odd, _mm512_srli_epi32(code, 24));
+            pairs[0][0] = joined(code, _mm512_srli_epi32(code, 16));
+            pairs[1][0] = joined(odd, _mm512_srli_epi32(code, 24));
         }
     }
 

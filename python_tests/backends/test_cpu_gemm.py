@@ -51,10 +51,24 @@ def test_dequantize_is_exact(bits, isa) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("m", [1, 8, 40, 600])
-def test_number_of_threads_changes_no_bit(isa, m) -> None:
-    case = Case(QuantSpec(3, 32), 150, 424, torch.float16)
-    x = torch.randn(m, 424)
+@pytest.mark.parametrize("bits, group", [(2, 40), (4, 8), (5, 32), (8, 24)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_number_of_tokens_is_exact(isa, bits, group, dtype) -> None:
+    """Tokens come in groups of many sizes, by tiles and by panels, and groups of columns end within units."""
+    case = Case(QuantSpec(bits, group), 276, 104, torch.float16, power_of_two=True)
+    x = torch.randint(-2, 3, (60, 104)).to(dtype)
+    expected = (x.double() @ case.dense.t()).to(dtype)
+    for m in range(1, 61):
+        assert torch.equal(case.gemm(x[:m], isa=isa), expected[:m]), m
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bits", [3, 7, 8])
+@pytest.mark.parametrize("m", [1, 2, 8, 13, 40, 600])
+def test_number_of_threads_changes_no_bit(isa, m, bits, dtype) -> None:
+    case = Case(QuantSpec(bits, 24), 276, 424, torch.float16)
+    x = torch.randn(m, 424).to(dtype)
     before = torch.get_num_threads()
     try:
         outputs = []
