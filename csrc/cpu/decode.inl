@@ -1,5 +1,5 @@
 // Reading a weight of the cpu layout, 16 rows x 8 columns at a time. Included inside an anonymous namespace,
-// after a register of 16 rows (vec_*.h) and a way to make codes of its words (codes_by_*.h).
+// after unroll.h, a register of 16 rows (vec_*.h) and a way to make codes of its words (codes_by_*.h).
 
 // The words of one tile of 16 rows.
 template <int BITS>
@@ -26,10 +26,9 @@ struct Grain {
     static constexpr Planes kPlanes = planes_of(BITS);
     I16 word[kMaxPlanes];
 
-    Grain(const Tile<BITS>& tile, int64_t grain) {
-        constexpr int64_t kGrains = kUnitColumns / kGrainColumns;
-        const int32_t* unit = tile.words + grain / kGrains * (BITS * kTileRows);
-        const int step = static_cast<int>(grain % kGrains) * (kGrainColumns / kStepColumns);
+    // Grain 0 .. 3 of a unit.
+    MMQ_INLINE Grain(const int32_t* unit, int grain) {
+        const int step = grain * (kGrainColumns / kStepColumns);
         if constexpr (BITS == 8) {
             word[0] = centre_bytes(load_words(unit + step * kTileRows));
             word[1] = centre_bytes(load_words(unit + (step + 1) * kTileRows));
@@ -44,7 +43,7 @@ struct Grain {
     }
 
     // q - 2^(BITS-1) of column c
-    F16 centred(int c) const {
+    MMQ_INLINE F16 centred(int c) const {
         if constexpr (BITS == 8) {
             return to_float(signed_byte(word[c / kStepColumns], c % kStepColumns));
         } else {
@@ -102,7 +101,8 @@ void decode_panel(const Weight& w, int64_t tile_index, int64_t begin, int64_t en
         const int64_t stop = std::min(end, (group + 1) * w.group_size);
         const Grid grid = load_grid<BITS>(w, tile_index, group);
         for (; column < stop; column += kGrainColumns) {
-            const Grain<BITS> grain(tile, column / kGrainColumns);
+            const int32_t* unit = tile.words + column / kUnitColumns * (BITS * kTileRows);
+            const Grain<BITS> grain(unit, static_cast<int>(column % kUnitColumns) / kGrainColumns);
 #pragma GCC unroll 8
             for (int c = 0; c < kGrainColumns; ++c) {
                 store(panel, mul(grid.scale, sub(grain.centred(c), grid.zero)));

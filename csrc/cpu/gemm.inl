@@ -4,154 +4,173 @@
 // x, bias, y: fp32, fp16 or bf16, contiguous; accumulation in fp32. Any m, n, k. Included inside an anonymous
 // namespace after decode.inl. A thread owns whole tiles of 16 rows of W: results do not depend on how many.
 //
-// Few tokens (m <= 8), `multiply_tile`: one pass over the words, codes go from a register into the FMA:
+// Few tokens (up to kTokens, as many as there are registers for sums), `multiply_tile`: one pass over the words, codes go
+// from a register into the FMA, x is broadcast from memory:
 //
 //     acc[t] = sum over a segment of x[t][k] * (q[k] - c)     c = 2^(bits-1): little cancels
 //     y[t]  += scale * (acc[t] - (zero - c) * sum of x[t])    segment: at most 256 columns of one group
 //
 // Many tokens, `multiply_strip`: a panel of 16 rows x 256 columns is decoded to fp32 (16 KB, level 1) and
-// multiplied with all tokens of a block, kTokens at a time; x was transposed once, so that it streams:
+// multiplied with all tokens of a block, up to kTokens at a time; x was transposed once, so that it streams:
 //
 //             tokens of a block ->                         one panel x one group of tokens:
 //      W    +------+------+------+                           for k: acc[t] += panel[k] * x[k][t]
 //    4 tiles| acc  |      |      |  level 2                  accumulators stay in registers
 //           +------+------+------+
 
-constexpr int kFewTokens = 8;
 constexpr int64_t kPanelColumns = 256;
 constexpr int kStripTiles = 4;
-constexpr int64_t kBlockTokens = 264;  // a multiple of every kTokens; accumulators of a strip take 66 KB
+constexpr int64_t kBlockTokens = 264;  // accumulators of a strip take 66 KB
 
 static_assert(kPanelColumns % kGrainColumns == 0, "a panel is made of whole grains");
-static_assert(kBlockTokens % kTokens == 0, "only the last group of tokens of a block is short");
 
 // --- few tokens ---
 
-// x in fp32 [TOKENS, columns] with columns padded to whole grains, and its sums [segments, TOKENS].
+// x in fp32 [columns][TOKENS] with columns padded to whole grains, and its sums [segments][TOKENS].
 struct FewTokens {
-    int64_t columns;
     const float* x;
     const float* sums;
 };
 
+// FMA takes 4 cycles, two are under way: with few tokens, columns take turns between chains of sums.
+template <int TOKENS>
+struct FloatSums {
+    static constexpr int kChains = TOKENS >= 8 ? 1 : TOKENS >= 4 ? 2 : 8 / TOKENS;
+    F16 of[TOKENS][kChains];
+
+    MMQ_INLINE void clear() {
+        each_number<TOKENS>([&](auto t) MMQ_INLINE_LAMBDA {
+            each_number<kChains>([&](auto c) MMQ_INLINE_LAMBDA { of[t][c] = set1(0.0f); });
+        });
+    }
+};
+
+// sums += a grain times its columns of x.
+template <int BITS, int TOKENS>
+MMQ_INLINE void multiply_grain(const Grain<BITS>& grain, const float* x, FloatSums<TOKENS>& sums) {
+    each_number<kGrainColumns>([&](auto c) MMQ_INLINE_LAMBDA {
+        const F16 code = grain.centred(c);
+        each_number<TOKENS>([&](auto t) MMQ_INLINE_LAMBDA {
+            F16& sum = sums.of[t][c % FloatSums<TOKENS>::kChains];
+            sum = fma(code, set1(x[c * TOKENS + t]), sum);
+        });
+    });
+}
+
 template <int BITS, int TOKENS>
 void multiply_tile(const GemmArgs& args, const FewTokens& in, int64_t tile_index) {
-    // FMA takes 4 cycles: with fewer tokens, columns take turns between accumulators.
-    constexpr int kChains = TOKENS >= 4 ? 1 : TOKENS >= 2 ? 2 : 4;
+    constexpr int kGrains = kUnitColumns / kGrainColumns;
     const Weight& w = args.weight;
-    const Tile<BITS> tile(w, tile_index);
-    F16 y[TOKENS];
-#pragma GCC unroll 8
-    for (int t = 0; t < TOKENS; ++t) y[t] = set1(0.0f);
-    const float* sums = in.sums;
-    each_segment(w, [&](int64_t begin, int64_t end, int64_t group) {
-        const Grid grid = load_grid<BITS>(w, tile_index, group);
-        F16 acc[kChains][TOKENS];
-#pragma GCC unroll 4
-        for (int i = 0; i < kChains; ++i) {
-#pragma GCC unroll 8
-            for (int t = 0; t < TOKENS; ++t) acc[i][t] = set1(0.0f);
-        }
-        for (int64_t column = begin; column < end; column += kGrainColumns) {
-            if (column % kUnitColumns == 0)
-                fetch_unit<BITS>(tile.words + row_words(column, BITS) * kTileRows);
-            const Grain<BITS> grain(tile, column / kGrainColumns);
-            const float* x = in.x + column;
-#pragma GCC unroll 8
-            for (int c = 0; c < kGrainColumns; ++c) {
-                const F16 code = grain.centred(c);
-#pragma GCC unroll 8
-                for (int t = 0; t < TOKENS; ++t) {
-                    acc[c % kChains][t] = fma(code, set1(x[t * in.columns + c]), acc[c % kChains][t]);
-                }
+    const int32_t* words = Tile<BITS>(w, tile_index).words;
+    alignas(64) float y[TOKENS * kTileRows] = {};
+    const float* x_sums = in.sums;
+    each_segment(w, [&](int64_t begin, int64_t end, int64_t group) MMQ_INLINE_LAMBDA {
+        FloatSums<TOKENS> sums;
+        sums.clear();
+        for (int64_t column = begin; column < end;) {
+            const int32_t* unit = words + column / kUnitColumns * (BITS * kTileRows);
+            const float* x = in.x + column * TOKENS;
+            if (column % kUnitColumns == 0 && end - column >= kUnitColumns) {
+                fetch_unit<BITS>(unit);
+                each_number<kGrains>([&](auto i) MMQ_INLINE_LAMBDA {
+                    multiply_grain<BITS, TOKENS>(Grain<BITS>(unit, i), x + i * kGrainColumns * TOKENS, sums);
+                });
+                column += kUnitColumns;
+            } else {
+                const int i = static_cast<int>(column % kUnitColumns) / kGrainColumns;
+                multiply_grain<BITS, TOKENS>(Grain<BITS>(unit, i), x, sums);
+                column += kGrainColumns;
             }
         }
-#pragma GCC unroll 8
-        for (int t = 0; t < TOKENS; ++t) {
-#pragma GCC unroll 4
-            for (int i = 1; i < kChains; ++i) acc[0][t] = add(acc[0][t], acc[i][t]);
-            if (w.zero != nullptr) acc[0][t] = fnma(grid.zero, set1(sums[t]), acc[0][t]);
-            y[t] = fma(grid.scale, acc[0][t], y[t]);
-        }
-        sums += TOKENS;
+        const Grid grid = load_grid<BITS>(w, tile_index, group);
+        each_number<TOKENS>([&](auto t) MMQ_INLINE_LAMBDA {
+            F16 sum = sums.of[t][0];
+            each_number<FloatSums<TOKENS>::kChains - 1>(
+                [&](auto c) MMQ_INLINE_LAMBDA { sum = add(sum, sums.of[t][c + 1]); });
+            if (w.zero != nullptr) sum = fnma(grid.zero, set1(x_sums[t]), sum);
+            float* to = y + t * kTileRows;
+            store(to, fma(grid.scale, sum, load(to)));
+        });
+        x_sums += TOKENS;
     });
     const F16 bias = load_bias(args, tile_index);
     for (int t = 0; t < std::min<int64_t>(TOKENS, args.m); ++t) {
-        store_outputs(args, tile_index, t, add(y[t], bias));
+        store_outputs(args, tile_index, t, add(load(y + t * kTileRows), bias));
     }
 }
 
 // Sums of x over each segment, whole grains, the zeros after the last column too. In fp64: a sum of x may cancel.
-void sum_segments(const Weight& w, int tokens, const float* x, int64_t columns, float* sums) {
+void sum_segments(const Weight& w, int tokens, const float* x, float* sums) {
     each_segment(w, [&](int64_t begin, int64_t end, int64_t) {
         for (int t = 0; t < tokens; ++t) {
             double lanes[kGrainColumns] = {};
             for (int64_t i = begin; i < end; i += kGrainColumns) {
-                for (int c = 0; c < kGrainColumns; ++c) lanes[c] += x[t * columns + i + c];
+                for (int c = 0; c < kGrainColumns; ++c) lanes[c] += x[(i + c) * tokens + t];
             }
             *sums++ = static_cast<float>(std::accumulate(lanes, lanes + kGrainColumns, 0.0));
         }
     });
 }
 
+// `tokens` tokens from `first` on -> x [k][stride], the first so many of each row.
+void transpose_tokens(const GemmArgs& args, int64_t first, int64_t tokens, int64_t stride, float* x) {
+    constexpr int64_t kRun = 64;  // what a run becomes stays in level 1
+    const int64_t k = args.weight.k;
+    float run[kRun];
+    for (int64_t begin = 0; begin < k; begin += kRun) {
+        const int64_t count = std::min(kRun, k - begin);
+        for (int64_t t = 0; t < tokens; ++t) {
+            load_row(args.x, args.dtype, (first + t) * k + begin, count, run);
+            for (int64_t i = 0; i < count; ++i) x[(begin + i) * stride + t] = run[i];
+        }
+    }
+}
+
 template <int BITS, int TOKENS>
 void gemm_few(const GemmArgs& args) {
     const Weight& w = args.weight;
-    FewTokens in;
-    in.columns = ceil_div(w.k, kGrainColumns) * kGrainColumns;
-    const AlignedFloats x(TOKENS * in.columns), sums(count_segments(w) * TOKENS);
-    std::fill_n(x.data(), TOKENS * in.columns, 0.0f);
-    for (int64_t t = 0; t < args.m; ++t)
-        load_row(args.x, args.dtype, t * w.k, w.k, x.data() + t * in.columns);
-    if (w.zero != nullptr) sum_segments(w, TOKENS, x.data(), in.columns, sums.data());
-    in.x = x.data();
-    in.sums = sums.data();
+    const int64_t columns = ceil_div(w.k, kGrainColumns) * kGrainColumns;
+    const AlignedFloats x(TOKENS * columns), sums(count_segments(w) * TOKENS);
+    // Missing tokens, and columns past k, are zeros: cheaper than kernels for every number.
+    if (args.m < TOKENS) {
+        std::fill_n(x.data(), TOKENS * columns, 0.0f);
+    } else {
+        std::fill_n(x.data() + TOKENS * w.k, TOKENS * (columns - w.k), 0.0f);
+    }
+    transpose_tokens(args, 0, args.m, TOKENS, x.data());
+    if (w.zero != nullptr) sum_segments(w, TOKENS, x.data(), sums.data());
+    const FewTokens in = {x.data(), sums.data()};
     const int threads = useful_threads(args);
-    parallel_for(threads, tiles_of(w.n), tiles_in_a_run(args, threads),
+    parallel_for(threads, tiles_of(w.n), TOKENS > 4 ? 1 : tiles_in_a_run(args, threads),
                  [&](int64_t tile) { multiply_tile<BITS, TOKENS>(args, in, tile); });
 }
 
 // --- many tokens ---
 
-// A block of tokens, transposed by groups of kTokens: group g begins at g * kTokens * k, as [k][its tokens].
+// A block of tokens in groups of almost equal size: group g holds tokens [begin(g), begin(g + 1)) of it, transposed at
+// x + begin(g) * k as [k][its tokens].
 struct TokenBlock {
     int64_t first, count;
     const float* x;
+
+    int64_t groups() const { return ceil_div(count, kTokens); }
+    int64_t begin(int64_t group) const { return count * group / groups(); }
+    int size(int64_t group) const { return static_cast<int>(begin(group + 1) - begin(group)); }
 };
-
-inline int group_tokens(const TokenBlock& block, int64_t group) {
-    return static_cast<int>(std::min<int64_t>(kTokens, block.count - group * kTokens));
-}
-
-void transpose_group(const GemmArgs& args, const TokenBlock& block, int64_t group, float* x) {
-    constexpr int64_t kRun = 256;
-    const int64_t k = args.weight.k;
-    const int tokens = group_tokens(block, group);
-    float run[kRun];
-    x += group * kTokens * k;
-    for (int64_t begin = 0; begin < k; begin += kRun) {
-        const int64_t count = std::min(kRun, k - begin);
-        for (int t = 0; t < tokens; ++t) {
-            const int64_t token = block.first + group * kTokens + t;
-            load_row(args.x, args.dtype, token * k + begin, count, run);
-            for (int64_t i = 0; i < count; ++i) x[(begin + i) * tokens + t] = run[i];
-        }
-    }
-}
 
 // sum[t][16] += panel[columns, 16]^T x[columns][TOKENS]
 template <int TOKENS>
 void multiply_panel(const float* panel, const float* x, int64_t columns, float* sum) {
     F16 acc[TOKENS];
-#pragma GCC unroll 12
-    for (int t = 0; t < TOKENS; ++t) acc[t] = set1(0.0f);
+    each_number<TOKENS>([&](auto t) MMQ_INLINE_LAMBDA { acc[t] = set1(0.0f); });
     for (int64_t column = 0; column < columns; ++column) {
         const F16 weight = load(panel + column * kTileRows);
-#pragma GCC unroll 12
-        for (int t = 0; t < TOKENS; ++t) acc[t] = fma(weight, set1(x[column * TOKENS + t]), acc[t]);
+        each_number<TOKENS>(
+            [&](auto t) MMQ_INLINE_LAMBDA { acc[t] = fma(weight, set1(x[column * TOKENS + t]), acc[t]); });
     }
-#pragma GCC unroll 12
-    for (int t = 0; t < TOKENS; ++t) store(sum + t * kTileRows, add(load(sum + t * kTileRows), acc[t]));
+    each_number<TOKENS>([&](auto t) MMQ_INLINE_LAMBDA {
+        store(sum + t * kTileRows, add(load(sum + t * kTileRows), acc[t]));
+    });
 }
 
 using MultiplyPanel = void (*)(const float*, const float*, int64_t, float*);
@@ -173,10 +192,10 @@ void multiply_strip(const GemmArgs& args, const TokenBlock& block, int64_t first
         const int64_t end = std::min(w.k, begin + kPanelColumns);
         for (int64_t tile = first_tile; tile < end_tile; ++tile) {
             decode_panel<BITS>(w, tile, begin, end, panel);
-            for (int64_t group = 0; group * kTokens < block.count; ++group) {
-                const int tokens = group_tokens(block, group);
-                const float* x = block.x + group * kTokens * w.k + begin * tokens;
-                float* out = sum + (tile - first_tile) * stride + group * kTokens * kTileRows;
+            for (int64_t group = 0; group < block.groups(); ++group) {
+                const int tokens = block.size(group);
+                const float* x = block.x + block.begin(group) * w.k + begin * tokens;
+                float* out = sum + (tile - first_tile) * stride + block.begin(group) * kTileRows;
                 panel_kernel(tokens, std::make_integer_sequence<int, kTokens>())(panel, x, end - begin, out);
             }
         }
@@ -201,8 +220,10 @@ void gemm_many(const GemmArgs& args) {
     const AlignedFloats x(block_tokens * w.k);
     for (int64_t first = 0; first < args.m; first += block_tokens) {
         const TokenBlock block = {first, std::min(block_tokens, args.m - first), x.data()};
-        parallel_for(threads, ceil_div(block.count, kTokens), 1,
-                     [&](int64_t group) { transpose_group(args, block, group, x.data()); });
+        parallel_for(threads, block.groups(), 1, [&](int64_t group) {
+            const int64_t tokens = block.size(group), begin = block.begin(group);
+            transpose_tokens(args, first + begin, tokens, tokens, x.data() + begin * w.k);
+        });
         parallel_for(threads, ceil_div(tiles, strip), 1, [&](int64_t i) {
             multiply_strip<BITS>(args, block, i * strip, std::min(tiles, (i + 1) * strip));
         });
@@ -211,15 +232,21 @@ void gemm_many(const GemmArgs& args) {
 
 // --- entry ---
 
+// The smallest of the kernels for few tokens that has room for them all.
+template <int BITS, int TOKENS, int... MORE>
+void gemm_fitting(const GemmArgs& args) {
+    if constexpr (sizeof...(MORE) > 0) {
+        if (args.m > TOKENS) return gemm_fitting<BITS, MORE...>(args);
+    }
+    gemm_few<BITS, TOKENS>(args);
+}
+
 template <int BITS>
 void gemm_bits(const GemmArgs& args) {
-    // Missing tokens are rows of zeros: cheaper than an instantiation for every m.
-    if (args.m > kFewTokens) return gemm_many<BITS>(args);
-    if (args.m > 6) return gemm_few<BITS, 8>(args);
-    if (args.m > 4) return gemm_few<BITS, 6>(args);
-    if (args.m > 2) return gemm_few<BITS, 4>(args);
-    if (args.m > 1) return gemm_few<BITS, 2>(args);
-    if (args.m > 0) return gemm_few<BITS, 1>(args);
+    if (args.m == 0) return;
+    if (args.m > kTokens) return gemm_many<BITS>(args);
+    if constexpr (kTokens >= 24) return gemm_fitting<BITS, 1, 2, 4, 8, 12, 16, 20, 24>(args);
+    gemm_fitting<BITS, 1, 2, 4, kTokens>(args);
 }
 
 // W = scale * (q - zero) -> out[n, k], rounded once

@@ -25,6 +25,7 @@ namespace {
 
 #include "vec_avx2.h"
 #include "codes_by_mask.h"
+#include "unroll.h"
 #include "decode.inl"
 #include "../common/activation.inl"
 #include "activation.inl"

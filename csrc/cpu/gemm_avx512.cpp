@@ -27,6 +27,7 @@ namespace {
 
 #include "vec_avx512.h"
 #include "codes_by_table.h"
+#include "unroll.h"
 #include "decode.inl"
 #include "../common/activation.inl"
 #include "activation.inl"

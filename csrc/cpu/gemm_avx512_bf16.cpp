@@ -27,11 +27,11 @@ namespace {
 
 #include "vec_avx512.h"
 #include "codes_by_table.h"
+#include "unroll.h"
 #include "decode.inl"
 #include "../common/activation.inl"
 #include "activation.inl"
 #include "outputs.inl"
-#include "unroll.h"
 #include "pairs_avx512.h"
 #include "gemm_pairs.inl"
 

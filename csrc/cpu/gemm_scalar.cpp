@@ -20,6 +20,7 @@ namespace {
 
 #include "vec_scalar.h"
 #include "codes_by_mask.h"
+#include "unroll.h"
 #include "decode.inl"
 #include "../common/activation.inl"
 #include "activation.inl"

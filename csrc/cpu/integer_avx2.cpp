@@ -25,12 +25,12 @@ namespace {
 
 #include "vec_avx2.h"
 #include "codes_by_mask.h"
+#include "unroll.h"
 #include "decode.inl"
 #include "dot_avx2.h"
 #include "../common/activation.inl"
 #include "activation.inl"
 #include "outputs.inl"
-#include "unroll.h"
 #include "integer.inl"
 
 }  // namespace

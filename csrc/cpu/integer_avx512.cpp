@@ -28,13 +28,13 @@ namespace {
 
 #include "vec_avx512.h"
 #include "codes_by_mask.h"
+#include "unroll.h"
 #include "decode.inl"
 #define MMQ_VNNI 0
 #include "dot_avx512.h"
 #include "../common/activation.inl"
 #include "activation.inl"
 #include "outputs.inl"
-#include "unroll.h"
 #include "integer.inl"
 
 }  // namespace

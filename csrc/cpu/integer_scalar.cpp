@@ -20,12 +20,12 @@ namespace {
 
 #include "vec_scalar.h"
 #include "codes_by_mask.h"
+#include "unroll.h"
 #include "decode.inl"
 #include "dot_scalar.h"
 #include "../common/activation.inl"
 #include "activation.inl"
 #include "outputs.inl"
-#include "unroll.h"
 #include "integer.inl"
 
 }  // namespace
