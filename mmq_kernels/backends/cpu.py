@@ -29,8 +29,8 @@ UNIT_COLUMNS = 32
 class CpuBackend(Backend):
     """Layout "cpu": weight int32 ``[ceil(n/16), ceil(k/32) * bits, 16]``, zero past n and k.
 
-    scale ``[ceil(n/16), groups, 16]``, zero ``[ceil(n/16), words of groups * 16 codes]``: the grids of a tile follow each
-    other as its words do. Both padded with zeros.
+    scale ``[ceil(n/16), groups, 16]``, zero ``[ceil(n/16), words of groups * 16 codes]``, both padded with zeros: the
+    grids of a tile follow each other as its words do.
     """
 
     name = "cpu"

@@ -24,11 +24,11 @@ from mmq_kernels.quantize.recipe import METHODS
 from mmq_kernels.spec import PER_CHANNEL
 from mmq_kernels.sweep.allocation.budget import Budget, BudgetError
 from mmq_kernels.sweep.allocation.costs import Costs, TimeCosts, WeightCosts
-from mmq_kernels.sweep.allocation.finals import Final, finals, winner
+from mmq_kernels.sweep.allocation.finals import Final, finals, told, winner, within_noise
 from mmq_kernels.sweep.allocation.latency import Latency, Timer, check_tokens
 from mmq_kernels.sweep.allocation.measurements import Measurements
 from mmq_kernels.sweep.allocation.output import Output
-from mmq_kernels.sweep.allocation.scoring import Probe, Scorer, task_data
+from mmq_kernels.sweep.allocation.scoring import METRICS, Probe, Scorer, task_data
 from mmq_kernels.sweep.allocation.search import Candidate, Measured, Search, error_models, run
 from mmq_kernels.sweep.allocation.sensitivity import Table, measure_alone
 from mmq_kernels.sweep.allocation.subject import Subject
@@ -283,6 +283,15 @@ class _Allocator:
             default=None,
         )
         metrics = {one.measured.chosen: one.to_json() for one in final}
+        rival = next((one for one in final if uniform is not None and one.measured.chosen == uniform.chosen), None)
+        lead = {} if rival is None or rival is best else best.against(rival, ("nll", *METRICS[self.data.task]))
+        notes = self._notes(search, chosen)
+        if uniform is not None and within_noise(lead):
+            notes.append(
+                f"on {len(self.data.samples)} samples the choice is not told apart from the best uniform allocation, "
+                f"{self._recipe(uniform.candidate)}: {told(lead)}. The loss of that one is {uniform.loss:.4f}, the "
+                f"float model's {search.float_loss:.4f}: no more than the difference is there to win"
+            )
         names = [named(choice) for choice in self.choices]
         return {
             "model": str(self.subject.folder),
@@ -297,7 +306,8 @@ class _Allocator:
             "float": {"loss": search.float_loss},
             "uniform": None if uniform is None else self._told_model(uniform) | metrics.get(uniform.chosen, {}),
             "loss": self.scorer.loss_name,
-            "notes": self._notes(search, chosen),
+            "lead": {name: asdict(ends) for name, ends in lead.items()},
+            "notes": notes,
             "samples": {
                 "calibration": self.calibration_samples,
                 "probe": len(self.probe.data.samples),

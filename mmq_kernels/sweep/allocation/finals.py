@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mmq_kernels.eval import EvalResult, metric_samples, paired_interval
+from mmq_kernels.eval import EvalResult, Interval, metric_samples, paired_interval
 from mmq_kernels.sweep.allocation.measurements import Measurements
 from mmq_kernels.sweep.allocation.scoring import METRICS, Scorer
 from mmq_kernels.sweep.allocation.search import Candidate, Measured
@@ -35,14 +35,14 @@ class Final:
     def to_json(self) -> dict[str, Any]:
         return {"metrics": dict(self.metrics), "intervals": dict(self.intervals)} if self.metrics else {}
 
+    def against(self, other: Final, names: Sequence[str]) -> dict[str, Interval]:
+        """What these metrics are above the other's, paired 95% intervals; of those that both have."""
+        ours, theirs = (metric_samples([dict(row) for row in final.records]) for final in (self, other))
+        return {name: paired_interval(ours[name], theirs[name]) for name in names if name in ours and name in theirs}
+
     def below(self, other: Final, task: str) -> bool:
         """Whether one of the metrics that decide is below the other's: paired 95% interval without zero."""
-        ours, theirs = (metric_samples([dict(row) for row in final.records]) for final in (self, other))
-        return any(
-            paired_interval(ours[name], theirs[name]).high < 0
-            for name in METRICS[task]
-            if name in ours and name in theirs
-        )
+        return any(ends.high < 0 for ends in self.against(other, METRICS[task]).values())
 
 
 def finals(
@@ -84,6 +84,16 @@ def winner(ranked: Sequence[Final], task: str) -> Final:
     uniform = [one for one in ranked if one.measured.candidate.uniform]
     fit = [one for one in ranked if not any(one.below(other, task) for other in uniform if other is not one)]
     return (fit or list(ranked))[0]
+
+
+def within_noise(lead: Mapping[str, Interval]) -> bool:
+    """Whether there is a comparison, and no metric of it is better for sure; NLL is better where it is less."""
+    sure = (ends.high < 0 if name == "nll" else ends.low > 0 for name, ends in lead.items())
+    return bool(lead) and not any(sure)
+
+
+def told(lead: Mapping[str, Interval]) -> str:
+    return ", ".join(f"{name} {ends.value:+.4f} ({ends.low:+.4f} to {ends.high:+.4f})" for name, ends in lead.items())
 
 
 def _kept(result: EvalResult, task: str) -> dict[str, Any]:

@@ -75,6 +75,10 @@ def test_the_report_says_what_was_measured(done: tuple[Path, dict[str, Any]]) ->
     }
     assert report["samples"] == {"calibration": 6, "probe": 8, "selection": 12}
     assert report["loss"] == "nll"
+    lead = report["lead"]["nll"]
+    assert lead["value"] == pytest.approx(report["cost"]["metrics"]["nll"] - report["uniform"]["metrics"]["nll"])
+    unsure = lead["high"] >= 0 and report["lead"]["accuracy"]["low"] <= 0
+    assert any("not told apart" in note for note in report["notes"]) == unsure
     assert set(report["cost"]["metrics"]) == {"accuracy", "nll"}
     assert len(report["sensitivities"]) == len(report["bits"]) == 12
     for unit in report["sensitivities"]:
