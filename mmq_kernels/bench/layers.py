@@ -45,23 +45,12 @@ def pinned(layer: QuantLinear, backend: str) -> QuantLinear:
 
 
 def twin(layer: QuantLinear) -> QuantLinear:
-    """The same layer in memory of its own, without packing anything anew."""
-    copy = QuantLinear(
-        layer.in_features,
-        layer.out_features,
-        layer.spec,
-        bias=layer.bias is not None,
-        activation=layer.activation,
-        device=layer.device,
-        dtype=layer.dtype,
-        scale_dtype=layer.scale_runtime.dtype,
-    )
+    """The same layer in memory of its own, packed as one that is loaded: in which pages its words lie counts."""
+    tensors = layer.on_disk() if layer.bias is None else {**layer.on_disk(), "bias": layer.bias.detach().clone()}
+    copy = QuantLinear.from_tensors(tensors, layer.spec, activation=layer.activation, dtype=layer.dtype)
     copy.backend = layer.pinned
     copy.activation_bits = layer.activation_bits
-    theirs = {**dict(layer.named_buffers()), **dict(layer.named_parameters())}
-    for name, ours in (*copy.named_buffers(), *copy.named_parameters()):
-        ours.data.copy_(theirs[name])
-    return copy
+    return copy.prepack()
 
 
 def rounded(linear: nn.Linear, spec: QuantSpec) -> QuantLinear:
