@@ -141,7 +141,7 @@ void gemm_few(const GemmArgs& args) {
     if (w.zero != nullptr) sum_segments(w, TOKENS, x.data(), sums.data());
     const FewTokens in = {x.data(), sums.data()};
     const int threads = useful_threads(args);
-    parallel_for(threads, tiles_of(w.n), TOKENS > 4 ? 1 : tiles_in_a_run(args, threads),
+    parallel_for(threads, tiles_of(w.n), tiles_in_a_run(args, threads),
                  [&](int64_t tile) { multiply_tile<BITS, TOKENS>(args, in, tile); });
 }
 

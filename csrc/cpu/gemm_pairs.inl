@@ -10,7 +10,7 @@
 //
 // Few streams, `multiply_tile`: codes go from a register into the products, x is broadcast from memory. There are kernels
 // for groups of up to 24 streams, as many as there are registers for sums; up to 24 it is one pass over the words, which
-// are fetched 4 KB ahead.
+// are fetched well ahead.
 //
 // Many streams, `multiply_strip`: the codes of a segment of four tiles become a panel of bf16 pairs (32 KB, level 1), which
 // meets the streams six at a time; a pass over the words serves 264:
@@ -392,11 +392,11 @@ void gemm_bits(const GemmArgs& args) {
         block.count = std::min(size, streams - block.first);
         load_block(args, block, threads);
         if (panels) {
-            parallel_for(threads, ceil_div(tiles, kPanelTiles), 1,
+            parallel_for(threads, ceil_div(tiles, kPanelTiles),
+                         ceil_div(tiles_in_a_run(args, threads), kPanelTiles),
                          [&](int64_t i) { multiply_strip<BITS>(args, block, i * kPanelTiles); });
         } else {
-            // Few tokens are over in no time: what counts then are long runs through memory.
-            parallel_for(threads, tiles, streams > 4 ? 1 : tiles_in_a_run(args, threads),
+            parallel_for(threads, tiles, tiles_in_a_run(args, threads),
                          [&](int64_t tile) { multiply_block<BITS>(args, block, tile); });
         }
     }

@@ -288,8 +288,7 @@ void gemm_integer_bits(const GemmArgs& args) {
                            reinterpret_cast<int8_t*>(coded.data()) + share * steps * kStepColumns);
             }
         });
-        // Few tokens are over in no time: what counts then are long runs through memory.
-        const int64_t run = in.count > 4 ? 1 : ceil_div(tiles_in_a_run(args, threads), kDotTiles);
+        const int64_t run = ceil_div(tiles_in_a_run(args, threads), kDotTiles);
         parallel_for(threads, ceil_div(tiles_of(w.n), kDotTiles), run, [&](int64_t i) {
             for (int64_t block = 0; block < in.count; block += kDotTokens)
                 multiply_block<BITS>(args, in, i * kDotTiles, block);
