@@ -98,11 +98,16 @@ def _driver() -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this package is run from; for a copy without one what ``MMQ_COMMIT`` says."""
+    """The commit of the checkout that this package is run from; for a copy without one what ``MMQ_COMMIT`` says.
+
+    "-dirty" follows where something else than results, such as the lines just appended, is not committed.
+    """
     checkout = Path(mmq_kernels.__file__).resolve().parent.parent
     if not (checkout / ".git").exists():
         return os.environ.get("MMQ_COMMIT")
-    return _printed(["git", "describe", "--always", "--dirty"], checkout) or None
+    commit = _printed(["git", "describe", "--always"], checkout)
+    changed = _printed(["git", "status", "--porcelain", "--untracked-files=no", ":!benchmarks/results"], checkout)
+    return f"{commit}-dirty" if commit and changed else commit or None
 
 
 def _printed(command: list[str], folder: Path) -> str:
