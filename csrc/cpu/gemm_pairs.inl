@@ -81,8 +81,9 @@ inline __m512i load_pairs(const GemmArgs& args, int64_t s, int64_t unit) {
     return _mm512_permutexvar_epi16(_mm512_load_si512(kPairOrder.index), values);
 }
 
-// A block of streams: 1, 2, or groups of 4, 8, .. 24 for single tiles, of 2, 4 or 6 for panels. Group g holds streams [begin(g), begin(g) + size(g)) of it; its pairs
-// stand at x + begin(g) * pairs as [pairs][its streams], its sums at sums + begin(g) * segments as [segments][its streams].
+// A block of streams: 1, 2, or groups of 4, 8, .. 24 for single tiles, of 2, 4 or 6 for panels. Group g holds streams
+// [begin(g), begin(g) + size(g)) of it; its pairs stand at x + begin(g) * pairs as [pairs][its streams], its sums at
+// sums + begin(g) * segments as [segments][its streams].
 struct StreamBlock {
     int64_t first, count, most, step, pairs, segments;
     uint32_t* x;
@@ -228,12 +229,11 @@ void multiply_tile(const Weight& w, const uint32_t* streams, const float* x_sums
             const uint32_t* x = streams + column / 2 * STREAMS;
             alignas(64) uint32_t masked[kUnitPairs * STREAMS];
             if (column < begin || column + kUnitColumns > stop) {
-                // A unit that groups share: each takes it whole, with zeros for the other's columns.
+                // A unit that groups share: each takes it whole, with zeros for the other's columns. The compiler is
+                // not told where they are: it would pick pairs out of registers, at two shuffles each.
                 mask_unit<STREAMS>(x, begin - column, stop - column, masked);
                 x = masked;
-                asm(""
-                    : "+r"(x)
-                    : "m"(masked));  // else GCC picks pairs out of registers, at two shuffles each
+                asm("" : "+r"(x) : "m"(masked));
             }
             multiply_unit<BITS, STREAMS>(words + column / kUnitColumns * (BITS * kTileRows), x, sums);
         }
@@ -380,16 +380,19 @@ void gemm_bits(const GemmArgs& args) {
     StreamBlock block = {};
     block.pairs = units_of(w.k) * kUnitPairs;
     block.segments = count_segments(w);
-    // Panels are for many tokens, where every thread has several of them; blocks are of almost equal size.
+    // Panels are for many tokens, where every thread has several of them. Blocks are of almost equal size: each of several
+    // has more streams than have chains of sums, and threads change no bit.
     const bool panels = streams > kMostStreams && tiles >= 2 * threads * kPanelTiles;
-    const int64_t size = ceil_div(ceil_div(streams, ceil_div(streams, kBlockStreams)), 4) * 4;
+    const int64_t quads = ceil_div(streams, 4), blocks = ceil_div(streams, kBlockStreams);
+    const int64_t most = ceil_div(quads, blocks) * 4;
     block.most = panels ? kPanelStreams : kMostStreams;
     block.step = panels ? 2 : 4;
-    const AlignedFloats x(size * block.pairs), sums(size * block.segments);
+    const AlignedFloats x(most * block.pairs), sums(most * block.segments);
     block.x = reinterpret_cast<uint32_t*>(x.data());
     block.sums = sums.data();
-    for (block.first = 0; block.first < streams; block.first += size) {
-        block.count = std::min(size, streams - block.first);
+    for (int64_t i = 0; i < blocks; ++i) {
+        block.first = quads * i / blocks * 4;
+        block.count = std::min(streams, quads * (i + 1) / blocks * 4) - block.first;
         load_block(args, block, threads);
         if (panels) {
             parallel_for(threads, ceil_div(tiles, kPanelTiles),

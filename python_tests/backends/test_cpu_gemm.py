@@ -64,6 +64,16 @@ def test_every_number_of_tokens_is_exact(isa, bits, group, dtype) -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
+def test_tokens_of_a_whole_batch_of_images_are_exact(isa, dtype) -> None:
+    """As many as fill 65 blocks of 264 and leave one over."""
+    m = 65 * 264 + 1
+    case = Case(QuantSpec(4, 8), 276, 24, torch.float16, power_of_two=True)
+    x = torch.randint(-2, 3, (m, 24)).to(dtype)
+    assert torch.equal(case.gemm(x, isa=isa), (x.double() @ case.dense.t()).to(dtype))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bits", [3, 7, 8])
 @pytest.mark.parametrize("m", [1, 2, 8, 13, 40, 600])
 def test_number_of_threads_changes_no_bit(isa, m, bits, dtype) -> None:
