@@ -46,10 +46,11 @@ struct CodedTokens {
 
 // max |x| / 127, at least the smallest normal number; NaN where x holds NaN or infinity.
 float unit_of(const float* x, int64_t count) {
-    float most[16] = {}, poison[16] = {};
+    constexpr int kLanes = 64;  // several registers: a maximum waits for the one before it
+    float most[kLanes] = {}, poison[kLanes] = {};
     int64_t i = 0;
-    for (; i + 16 <= count; i += 16) {
-        for (int lane = 0; lane < 16; ++lane) {
+    for (; i + kLanes <= count; i += kLanes) {
+        for (int lane = 0; lane < kLanes; ++lane) {
             const float size = std::fabs(x[i + lane]);
             most[lane] = size > most[lane] ? size : most[lane];
             poison[lane] += size * 0.0f;
@@ -59,8 +60,8 @@ float unit_of(const float* x, int64_t count) {
         most[0] = std::max(most[0], std::fabs(x[i]));
         poison[0] += x[i] * 0.0f;
     }
-    const float unit = *std::max_element(most, most + 16) / 127.0f;
-    return std::max(unit, smallest_normal(Dtype::kFloat32)) + std::accumulate(poison, poison + 16, 0.0f);
+    const float unit = *std::max_element(most, most + kLanes) / 127.0f;
+    return std::max(unit, smallest_normal(Dtype::kFloat32)) + std::accumulate(poison, poison + kLanes, 0.0f);
 }
 
 // One token: its codes to every `tokens`-th group of 4 bytes, columns past k zero, and its sums and unit.
@@ -161,7 +162,7 @@ MMQ_INLINE void multiply_segment(const int32_t* const* words, const int8_t* x, i
     for (int64_t grain = begin; grain < end;) {
         each_number<Sums<TOKENS>::kTiles>(
             [&](auto i) MMQ_INLINE_LAMBDA { unit[i] = words[i] + grain / kGrains * (BITS * kTileRows); });
-        if constexpr (Sums<TOKENS>::kTiles == 1) fetch_unit<BITS>(unit[0]);
+        each_number<Sums<TOKENS>::kTiles>([&](auto i) MMQ_INLINE_LAMBDA { fetch_unit<BITS>(unit[i]); });
         const int8_t* codes = x + grain * kGrainCodes;
         if (grain % kGrains == 0 && end - grain >= kGrains) {
             each_number<kGrains * kGrainSteps>([&](auto step) MMQ_INLINE_LAMBDA {
