@@ -113,13 +113,15 @@ void load_units(const GemmArgs& args, const StreamBlock& block, int64_t group, i
     }
 }
 
-// Sums over a segment of all streams of a group; in fp64, as they may cancel.
+// Sums over a segment of all streams of a group, whole grains: the order of pairs is not that of columns. In fp64, as they
+// may cancel.
 void sum_pairs(const uint32_t* x, int64_t size, int64_t begin, int64_t end, float* sums) {
     const __m128i top = _mm_set1_epi32(static_cast<int>(0xffff0000u));
     const int64_t stride = std::max<int64_t>(size, 4);  // of one or two streams, pairs share a register
+    const int64_t last = ceil_div(end, kGrainColumns) * kGrainPairs;
     for (int64_t lane = 0; lane < stride; lane += 4) {
         __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
-        for (int64_t i = begin / 2 * size + lane; i < ceil_div(end, 2) * size; i += stride) {
+        for (int64_t i = begin / 2 * size + lane; i < last * size; i += stride) {
             const __m128i four = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i));
             low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32(four, 16))));
             high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm_castsi128_ps(_mm_and_si128(four, top))));

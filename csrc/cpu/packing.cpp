@@ -129,12 +129,14 @@ void ask_for_large_pages(const void* begin, int64_t bytes) {
     advise((at + kLargePage - 1) / kLargePage * kLargePage, end / kLargePage * kLargePage, kHugePage);
 }
 
-// After: what an allocator had handed out before is moved to large pages, with what else lies in the first and last.
+// After: what an allocator had handed out before is moved to large pages; of a weight that fills several, with what else
+// lies in the first and last.
 void move_to_large_pages(const void* begin, int64_t bytes) {
     constexpr int kCollapse = 25;  // MADV_COLLAPSE, since Linux 6.1
-    if (bytes < static_cast<int64_t>(kLargePage)) return;
     const uintptr_t at = reinterpret_cast<uintptr_t>(begin), end = at + static_cast<uintptr_t>(bytes);
-    advise(at / kLargePage * kLargePage, (end + kLargePage - 1) / kLargePage * kLargePage, kCollapse);
+    const uintptr_t outside = bytes >= static_cast<int64_t>(4 * kLargePage) ? kLargePage - 1 : 0;
+    const uintptr_t inside = kLargePage - 1 - outside;
+    advise((at + inside) / kLargePage * kLargePage, (end + outside) / kLargePage * kLargePage, kCollapse);
 }
 
 }  // namespace
