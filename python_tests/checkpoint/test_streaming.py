@@ -158,15 +158,16 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     model = make("opt")
     save(model, tmp_path / "small")
     config = model.config
-    config.text_config.num_hidden_layers = 24
+    config.text_config.num_hidden_layers, shard = 24, 20_000_000
     config.text_config.ffn_dim = 16 * 1024
     with parameters_on_meta():
         model = type(model)(config)
     model.load_state_dict({n: torch.full(t.shape, 0.5) for n, t in model.state_dict().items()}, assign=True)
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     assert size > 100_000_000
-    save(model, tmp_path / "large", max_shard_bytes=20_000_000)
+    save(model, tmp_path / "large", max_shard_bytes=shard)
     del model
     arguments = [str(tmp_path / name) for name in ("large", "small", "out")]
     done = subprocess.run([sys.executable, "-c", _PEAK, *arguments], capture_output=True, text=True, check=True)
-    assert int(done.stdout) < 0.25 * size
+    # Four times a block, and the shard that is mapped: pages of it count once they were read.
+    assert int(done.stdout) < 4 * size / 24 + shard < 0.4 * size
