@@ -92,9 +92,7 @@ struct StreamBlock {
     int64_t steps() const { return ceil_div(count, step); }
     int64_t groups() const { return ceil_div(count, most); }
     int64_t begin(int64_t group) const { return steps() * group / groups() * step; }
-    int size(int64_t group) const {
-        return static_cast<int>(count <= 2 ? count : begin(group + 1) - begin(group));
-    }
+    int size(int64_t group) const { return static_cast<int>(begin(group + 1) - begin(group)); }
     uint32_t* x_of(int64_t group) const { return x + begin(group) * pairs; }
     float* sums_of(int64_t group) const { return sums + begin(group) * segments; }
 };
@@ -157,8 +155,7 @@ void load_block(const GemmArgs& args, const StreamBlock& block, int threads) {
 
 // --- a tile and a group of streams ---
 
-// The pairs of a unit, [16][STREAMS], with zeros outside columns [begin, end) of it. By registers: GCC 12 vectorizes the
-// loop over pairs into stores that leave parts of `masked` unwritten.
+// The pairs of a unit, [16][STREAMS], with zeros outside columns [begin, end) of it.
 template <int STREAMS>
 inline void mask_unit(const uint32_t* x, int64_t begin, int64_t end, uint32_t* masked) {
     constexpr int kLanes = 16;
@@ -388,7 +385,7 @@ void gemm_bits(const GemmArgs& args) {
     const int64_t quads = ceil_div(streams, 4), blocks = ceil_div(streams, kBlockStreams);
     const int64_t most = ceil_div(quads, blocks) * 4;
     block.most = panels ? kPanelStreams : kMostStreams;
-    block.step = panels ? 2 : 4;
+    block.step = panels ? 2 : streams > 2 ? 4 : streams;
     const AlignedFloats x(most * block.pairs), sums(most * block.segments);
     block.x = reinterpret_cast<uint32_t*>(x.data());
     block.sums = sums.data();

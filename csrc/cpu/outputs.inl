@@ -30,7 +30,7 @@ inline int useful_threads(const GemmArgs& args) {
 }
 
 // Neighbouring tiles that a thread takes at a time: as few runs through memory as leave something to share out when one
-// thread is slower. Each begins with waiting for memory (4096 x 4096, 4 bits, one token: two runs a thread 134 us, eight 176).
+// thread is slower. Each begins with waiting for memory.
 inline int64_t tiles_in_a_run(const GemmArgs& args, int threads) {
     const int64_t runs = args.m <= 4 ? 2 : 4;
     return std::max<int64_t>(1, tiles_of(args.weight.n) / (runs * threads));
