@@ -118,8 +118,9 @@ class CpuBackend(Backend):
         isa: str,
     ) -> Tensor:
         m, k = x.shape
-        weight, scale, zero = _contiguous(runtime)
-        bias = None if bias is None else bias.detach().to(x.dtype).contiguous()
+        weight, scale, zero = runtime
+        if bias is not None:
+            bias = bias.detach().to(x.dtype).contiguous()
         y = torch.empty(m, n, dtype=x.dtype)
         _native.module().gemm(
             *addresses(x, weight, scale, zero, bias, y),
@@ -147,7 +148,7 @@ class CpuBackend(Backend):
         dtype: torch.dtype,
         isa: str = "",
     ) -> Tensor:
-        weight, scale, zero = _contiguous(runtime)
+        weight, scale, zero = runtime
         out = torch.empty(n, k, dtype=dtype)
         _native.module().dequantize(
             *addresses(weight, scale, zero, out),
@@ -285,11 +286,6 @@ class CpuBackend(Backend):
             isa,
         )
         return Descended(after[0], after[1], after[2], moved, gained)
-
-
-def _contiguous(runtime: RuntimeWeight) -> RuntimeWeight:
-    zero = None if runtime.zero is None else runtime.zero.contiguous()
-    return RuntimeWeight(runtime.weight.contiguous(), runtime.scale.contiguous(), zero)
 
 
 def _zeros_by_tile(zero: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmq_kernels import backends
 from mmq_kernels.backends import RuntimeWeight
-from mmq_kernels.ops import checks, gradients
+from mmq_kernels.ops import checks, dispatch, gradients, repeated
 from mmq_kernels.ops.choice import Choice, explain_all, forced_backend, select, use_backend
 from mmq_kernels.ops.descent import descend, search_grid
 from mmq_kernels.spec import QuantSpec
@@ -96,23 +96,14 @@ def gemm(
         ValueError: naming the argument, its requirement and the value got.
         RuntimeError: when a forced backend cannot serve the call.
     """
-    return torch.ops.mmq.gemm(
-        x,
-        weight,
-        scale,
-        zero,
-        perm,
-        input_scale,
-        bias,
-        bits,
-        group_size,
-        n,
-        k,
-        layout,
-        activation,
-        backend,
-        activation_bits,
+    arguments = (
+        *(x, weight, scale, zero, perm, input_scale, bias),
+        *(bits, group_size, n, k, layout, activation, backend, activation_bits),
     )
+    if dispatch.straight(x):
+        with torch._C._AutoDispatchBelowAutograd():
+            return _gemm(*arguments)
+    return torch.ops.mmq.gemm.default(*arguments)
 
 
 def _gemm(
@@ -132,20 +123,21 @@ def _gemm(
     backend="",
     activation_bits=16,
 ):
-    spec = checks.gemm(
-        x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, activation, activation_bits
-    )
-    rows = x.reshape(-1, k).contiguous()
-    m, forced = rows.shape[0], backend or None
-    known = {"spec": spec, "dtype": x.dtype, "layout": layout, "m": m, "n": n, "k": k}
-    choice = select("gemm", x.device, **known, forced=forced, activation_bits=activation_bits)
-    chosen, arguments = backends.backend(choice.backend), (bias, spec, n, layout, activation, perm, input_scale)
-    runtime = RuntimeWeight(weight, scale, zero)
-    if activation_bits == 16:
-        y = chosen.gemm(rows, runtime, *arguments, choice.kernel)
-    else:
-        y = chosen.gemm_integer(rows, runtime, *arguments)
-    return y.view(*x.shape[:-1], n)
+    tensors, numbers = (scale, zero, perm, input_scale, bias), (bits, group_size, n, k, layout, activation)
+    call = repeated.call_of(x, *tensors, (*numbers, backend, activation_bits))
+    known = repeated.found(weight, call)
+    if known is None:
+        spec = checks.gemm(x, weight, *tensors, *numbers, activation_bits)
+        about = {"spec": spec, "dtype": x.dtype, "layout": layout, "m": x.numel() // k, "n": n, "k": k}
+        choice = select("gemm", x.device, **about, forced=backend or None, activation_bits=activation_bits)
+        known = repeated.Found(call, spec, choice, tensors)
+        repeated.keep(weight, known)
+    chosen, runtime = backends.backend(known.choice.backend), RuntimeWeight(weight, scale, zero)
+    matrix = x.dim() == 2
+    rows = (x if matrix else x.reshape(-1, k)).contiguous()
+    arguments = (rows, runtime, bias, known.spec, n, layout, activation, perm, input_scale)
+    y = chosen.gemm(*arguments, known.choice.kernel) if activation_bits == 16 else chosen.gemm_integer(*arguments)
+    return y if matrix else torch.ops.aten._unsafe_view.default(y, [*x.shape[:-1], n])  # no view of what nobody has
 
 
 def _gemm_fake(
@@ -377,4 +369,4 @@ for _name, _impl, _fake in (
 ):
     _library.impl(_name, _impl, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mmq::{_name}", _fake, lib=_library)
-gradients.register(_library)
+gradients.register(_library, {"gemm": _gemm, "gemm_transposed": _gemm_transposed})

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmq_kernels.backends import ACTIVATION_BITS, ACTIVATIONS, backend_of_layout
 from mmq_kernels.ops.choice import parse
+from mmq_kernels.ops.repeated import version
 from mmq_kernels.spec import QuantSpec
 
 _CHECKED = "_mmq_checked"
@@ -44,11 +45,6 @@ def _columns(perm: Tensor, k: int) -> None:
     _require(low >= 0 and high < k, "perm", f"column numbers from 0 to {k - 1}", low if low < 0 else high)
 
 
-def _version(perm: Tensor | None) -> int | None:
-    """Changes with each write to `perm`; None where that is not kept."""
-    return None if perm is None or perm.is_inference() else perm._version
-
-
 def _sizes(n: int, k: int) -> None:
     _require(n >= 1, "n", "at least 1", n)
     _require(k >= 1, "k", "at least 1", k)
@@ -70,7 +66,7 @@ def _weight(
     A weight that was found right is marked, with the tensors it came with: the next call of the same layer compares
     identities instead of shapes, and whether `perm` was written to since.
     """
-    numbers = (bits, group_size, n, k, layout, _version(perm))
+    numbers = (bits, group_size, n, k, layout, None if perm is None else version(perm))
     known = weight.__dict__.get(_CHECKED) if type(weight) is Tensor else None
     if known is not None:
         spec, seen, known_scale, known_zero, known_perm = known
