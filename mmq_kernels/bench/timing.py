@@ -51,8 +51,9 @@ def timed(
 ) -> dict[str, dict[str, float]]:
     """Microseconds of each call: median, quartiles, minimum, and how many calls were made.
 
-    The calls take turns, so what slows the machine down for a while slows all of them. A turn of a `Rotation` goes once
-    around: as in a model, a layer is met by caches that its like have filled.
+    The calls take turns, so what slows the machine down for a while slows all of them. A turn of a `Rotation` goes
+    around twice and counts the second time: as in a model, a layer is met by caches that its like have filled, and not
+    by what another call has left.
 
     Args:
         calls: by name; on CUDA a `Rotation` is captured whole, any other call by itself.
@@ -80,6 +81,9 @@ def _timed_eagerly(
     while rounds < least or clock() - start < seconds:
         rounds += 1
         for name, call in calls.items():
+            if isinstance(call, Rotation):
+                for repetition in range(len(call)):
+                    call(repetition)
             for repetition in range(len(call)) if isinstance(call, Rotation) else (rounds,):
                 synchronize(device)
                 begin = clock()

@@ -101,12 +101,12 @@ class StandInEvent:
         return 42.0
 
 
-def test_a_turn_of_a_rotation_goes_once_around() -> None:
+def test_a_turn_of_a_rotation_goes_around_twice_and_counts_once() -> None:
     seen: list[str] = []
     around = Rotation([lambda i=i: seen.append(f"around {i}") for i in range(3)])  # type: ignore[misc]
     took = timed({"around": around, "one": lambda number: seen.append(f"one {number}")}, 0, CPU, least=2)
     turn = ["around 0", "around 1", "around 2"]
-    assert seen == ["around 0", "one 0", *turn, "one 1", *turn, "one 2"]
+    assert seen == ["around 0", "one 0", *turn, *turn, "one 1", *turn, *turn, "one 2"]
     assert took["around"]["calls"] == 6 and took["one"]["calls"] == 2
 
 
