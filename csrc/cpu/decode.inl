@@ -9,15 +9,20 @@ struct Tile {
     Tile(const Weight& w, int64_t tile) : words(w.words + tile * row_words(w.k, BITS) * kTileRows) {}
 };
 
-constexpr int64_t kFetchAhead = 4096;  // words: 16 KB
+constexpr int64_t kFetchAhead = 8 * 1024;  // bytes
 
-// Asks for the words that lie ahead of a unit, before they are needed: the products between two loads fill the window in
-// which a CPU looks ahead by itself, and its own prefetchers stop at every page. Harmless past the end.
+// Asks for the bytes `ahead` of an address, before they are needed: the products between two loads fill the window in which
+// a CPU looks ahead by itself, and its own prefetchers stop at every page. Harmless past the end.
+template <int LINES>
+MMQ_INLINE void fetch(const void* from, int64_t ahead) {
+    const uintptr_t at = reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(ahead);
+    each_number<LINES>(
+        [&](auto i) MMQ_INLINE_LAMBDA { __builtin_prefetch(reinterpret_cast<const void*>(at + 64 * i)); });
+}
+
 template <int BITS>
-inline void fetch_unit(const int32_t* unit) {
-    const uintptr_t at = reinterpret_cast<uintptr_t>(unit) + kFetchAhead * sizeof(int32_t);
-#pragma GCC unroll 8
-    for (int i = 0; i < BITS; ++i) __builtin_prefetch(reinterpret_cast<const void*>(at + 64 * i), 0, 2);
+MMQ_INLINE void fetch_unit(const int32_t* unit) {
+    fetch<BITS>(unit, kFetchAhead);
 }
 
 // The words of a grain, shifted so that the field of its first column is in the lowest bits of each plane's.
@@ -75,13 +80,28 @@ inline int64_t scale_at(const Weight& w, int64_t tile, int64_t group) {
 
 // 16 zero points of BITS bits are 2 * BITS whole bytes: a group's begin at a byte.
 template <int BITS>
-inline F16 load_zeros(const Weight& w, int64_t tile, int64_t group) {
+inline const uint8_t* zeros_at(const Weight& w, int64_t tile, int64_t group) {
     const int32_t* row = w.zero + tile * stream_words(w.groups * kTileRows, BITS);
-    return load_stream<BITS>(reinterpret_cast<const uint8_t*>(row) + 2 * BITS * group);
+    return reinterpret_cast<const uint8_t*>(row) + 2 * BITS * group;
+}
+
+template <int BITS>
+inline F16 load_zeros(const Weight& w, int64_t tile, int64_t group) {
+    return load_stream<BITS>(zeros_at<BITS>(w, tile, group));
+}
+
+// Asks for the grid that the next tile has for the group. Grids are a trickle beside the words, too thin for a CPU to see
+// where it leads.
+template <int BITS>
+MMQ_INLINE void fetch_grid(const Weight& w, int64_t tile, int64_t group) {
+    const int64_t itemsize = w.scale_dtype == Dtype::kFloat32 ? 4 : 2;
+    fetch<1>(w.scale, scale_at(w, tile + 1, group) * itemsize);
+    if (w.zero != nullptr) fetch<1>(zeros_at<BITS>(w, tile + 1, group), 0);
 }
 
 template <int BITS>
 inline Grid load_grid(const Weight& w, int64_t tile, int64_t group) {
+    fetch_grid<BITS>(w, tile, group);
     Grid grid;
     grid.scale = load_any(w.scale, w.scale_dtype, scale_at(w, tile, group));
     grid.zero = set1(0.0f);

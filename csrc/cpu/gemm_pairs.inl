@@ -102,6 +102,10 @@ void load_units(const GemmArgs& args, const StreamBlock& block, int64_t group, i
     const int64_t size = block.size(group), first = block.begin(group);
     for (int64_t unit = begin; unit < end; ++unit) {  // outermost: what a unit becomes stays in level 1
         uint32_t* x = block.x_of(group) + unit * kUnitPairs * size;
+        if (size == 1) {
+            _mm512_storeu_si512(x, load_pairs(args, block.first + first, unit));
+            continue;
+        }
         for (int64_t s = 0; s < size; ++s) {
             alignas(64) uint32_t pairs[kUnitPairs] = {};
             if (first + s < block.count)

@@ -208,6 +208,7 @@ void multiply_tokens(const GemmArgs& args, const CodedTokens& in, int64_t first_
     each_segment(w, [&](int64_t begin, int64_t end, int64_t group) {
         Block sums;
         each_number<Block::kTiles>([&](auto i) MMQ_INLINE_LAMBDA {
+            fetch_grid<BITS>(w, tile[i], group);
             const I16 zero = load_zero<BITS>(w, tile[i], group);
             each_number<TOKENS>([&](auto t) MMQ_INLINE_LAMBDA {
                 sums.of[i][t][0] = mul_words(zero, set1_word(minus[t]));
