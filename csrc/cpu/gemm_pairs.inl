@@ -12,17 +12,17 @@
 // for groups of up to 24 streams, as many as there are registers for sums; up to 24 it is one pass over the words, which
 // are fetched well ahead.
 //
-// Many streams, `multiply_strip`: the codes of a segment of four tiles become a panel of bf16 pairs (32 KB, level 1), which
-// meets the streams six at a time; a pass over the words serves 264:
+// Many streams, `multiply_strip`: the codes of a segment of two tiles become a panel of bf16 pairs (at most 18 KB, level 1),
+// which meets the streams twelve at a time, while the next panel is decoded; a pass over the words serves 264:
 //
-//             streams of a block ->                  panel: [pairs][4 tiles][16 rows] of two codes
-//      W    +------+------+------+                   x:     [pairs][6 streams] of two values
-//    4 tiles| 4x6  |      |      |  level 2          for pair: acc[s][r] += panel[pair][r] . x[pair][s]
+//             streams of a block ->                  panel: [pairs][2 tiles][16 rows] of two codes
+//      W    +------+------+------+                   x:     [pairs][12 streams] of two values
+//    2 tiles| 2x12 |      |      |  level 2          for pair: acc[s][r] += panel[pair][r] . x[pair][s]
 //           +------+------+------+                   at the end of a segment: y[s][r] += scale * acc[s][r]
 
 constexpr int kMostStreams = 24;
-constexpr int kPanelTiles = 4, kPanelStreams = 6;
-constexpr int64_t kBlockStreams = 264;  // y of a strip takes 66 KB
+constexpr int kPanelTiles = 2, kPanelStreams = 12;
+constexpr int64_t kBlockStreams = 264;  // y of a strip takes 33 KB
 constexpr int kUnitPairs = kUnitColumns / 2;
 constexpr int kGrainPairs = kGrainColumns / 2;
 constexpr int kStepPairs = kStepColumns / 2;
@@ -81,7 +81,7 @@ inline __m512i load_pairs(const GemmArgs& args, int64_t s, int64_t unit) {
     return _mm512_permutexvar_epi16(_mm512_load_si512(kPairOrder.index), values);
 }
 
-// A block of streams: 1, 2, or groups of 4, 8, .. 24 for single tiles, of 2, 4 or 6 for panels. Group g holds streams
+// A block of streams: 1, 2, or groups of 4, 8, .. 24 for single tiles, of 2, 4, .. 12 for panels. Group g holds streams
 // [begin(g), begin(g) + size(g)) of it; its pairs stand at x + begin(g) * pairs as [pairs][its streams], its sums at
 // sums + begin(g) * segments as [segments][its streams].
 struct StreamBlock {
@@ -257,23 +257,20 @@ struct Panel {
     Grid grid[kPanelTiles];
 };
 
-// One tile of the panel.
 template <int BITS>
-void decode_segment(const int32_t* words, int64_t begin, int64_t end, uint32_t* panel) {
-    for (int64_t i = begin / kUnitColumns; i < units_of(end); ++i) {
-        PairUnit<BITS> unit;
-        unit.words = words + i * (BITS * kTileRows);
-        fetch_unit<BITS>(unit.words);
-        each_number<kUnitPairs / kStepPairs>([&](auto step) MMQ_INLINE_LAMBDA {
-            __m512i codes[kStepPairs][1];
-            unit.template enter<step>();
-            unit.template decode<step>(codes);
-            each_number<kStepPairs>([&](auto half) MMQ_INLINE_LAMBDA {
-                _mm512_store_si512(panel, codes[half][0]);
-                panel += kPanelTiles * kTileRows;
-            });
+MMQ_INLINE void decode_unit(const int32_t* words, uint32_t* panel) {
+    PairUnit<BITS> unit;
+    unit.words = words;
+    fetch_unit<BITS>(words);
+    each_number<kUnitPairs / kStepPairs>([&](auto step) MMQ_INLINE_LAMBDA {
+        __m512i codes[kStepPairs][1];
+        unit.template enter<step>();
+        unit.template decode<step>(codes);
+        each_number<kStepPairs>([&](auto half) MMQ_INLINE_LAMBDA {
+            _mm512_store_si512(panel, codes[half][0]);
+            panel += kPanelTiles * kTileRows;
         });
-    }
+    });
 }
 
 // y[STREAMS][tiles][16] += scale * (panel . x - zero * sums) for pairs from `first` on; sums null for a zero of nought
@@ -308,7 +305,9 @@ void multiply_panel(const Panel& panel, int64_t first, int64_t pairs, const uint
 
 using MultiplyPanel = void (*)(const Panel&, int64_t, int64_t, const uint32_t*, const float*, float*);
 
-constexpr MultiplyPanel kMultiplyPanel[] = {multiply_panel<2>, multiply_panel<4>, multiply_panel<6>};
+constexpr MultiplyPanel kMultiplyPanel[kPanelStreams / 2] = {multiply_panel<2>,  multiply_panel<4>,
+                                                             multiply_panel<6>,  multiply_panel<8>,
+                                                             multiply_panel<10>, multiply_panel<12>};
 
 using MultiplyTile = void (*)(const Weight&, const uint32_t*, const float*, int64_t, float*);
 
@@ -323,15 +322,20 @@ MultiplyTile tile_kernel(int streams) {
 
 // --- entry ---
 
-// Adds bias, activates and stores a tile's y[streams][16], streams `stride` apart; the terms of a token are neighbours.
-void store_block(const GemmArgs& args, const StreamBlock& block, int64_t tile, const float* y,
-                 int64_t stride) {
+// Adds bias, activates and stores y[streams][TILES][16], of the tiles there are; the terms of a token are neighbours.
+template <int TILES>
+void store_block(const GemmArgs& args, const StreamBlock& block, int64_t first_tile, const float* y) {
     const int terms = terms_of(args.dtype);
-    const F16 bias = load_bias(args, tile);
+    const int64_t tiles = std::min<int64_t>(TILES, tiles_of(args.weight.n) - first_tile);
+    F16 bias[TILES];
+    for (int64_t r = 0; r < tiles; ++r) bias[r] = load_bias(args, first_tile + r);
     for (int64_t s = 0; s < block.count; s += terms) {
-        F16 sum = load(y + s * stride);
-        if (terms == 2) sum = add(sum, load(y + (s + 1) * stride));
-        store_outputs(args, tile, (block.first + s) / terms, add(sum, bias));
+        for (int64_t r = 0; r < tiles; ++r) {
+            const float* from = y + (s * TILES + r) * kTileRows;
+            F16 sum = load(from);
+            if (terms == 2) sum = add(sum, load(from + TILES * kTileRows));
+            store_outputs(args, first_tile + r, (block.first + s) / terms, add(sum, bias[r]));
+        }
     }
 }
 
@@ -342,36 +346,55 @@ void multiply_block(const GemmArgs& args, const StreamBlock& block, int64_t tile
     for (int64_t g = 0; g < block.groups(); ++g)
         tile_kernel<BITS>(block.size(g))(args.weight, block.x_of(g), block.sums_of(g), tile,
                                          y + block.begin(g) * kTileRows);
-    store_block(args, block, tile, y, kTileRows);
+    store_block<1>(args, block, tile, y);
 }
 
-// The tiles of a panel and all groups of a block, segment by segment.
+// The tiles of a panel and all groups of a block, segment by segment. While a panel meets the groups, the next is decoded,
+// some units after each group: what multiplies and what decodes are different parts of a core.
 template <int BITS>
 void multiply_strip(const GemmArgs& args, const StreamBlock& block, int64_t first_tile) {
+    const Weight& w = args.weight;
+    int64_t tile[kPanelTiles];
+    for (int r = 0; r < kPanelTiles; ++r)
+        tile[r] = std::min(first_tile + r, tiles_of(w.n) - 1);     // the last may stand in for missing ones
     alignas(64) float y[kBlockStreams * kPanelTiles * kTileRows];  // [streams][tiles][16]
     std::fill_n(y, block.steps() * block.step * kPanelTiles * kTileRows, 0.0f);
-    const Weight& w = args.weight;
-    Panel panel;
-    int64_t segment = 0;
+
+    Panel panels[2];
+    int64_t segment = -1, first = 0, pairs = 0;  // of the panel that meets groups
+    const auto meet = [&](int64_t g) {
+        const int64_t size = block.size(g);
+        const float* sums = w.zero == nullptr ? nullptr : block.sums_of(g) + segment * size;
+        kMultiplyPanel[size / 2 - 1](panels[segment % 2], first % kUnitPairs, pairs,
+                                     block.x_of(g) + first * size, sums,
+                                     y + block.begin(g) * kPanelTiles * kTileRows);
+    };
     each_segment(w, [&](int64_t begin, int64_t end, int64_t group) {
-        for (int r = 0; r < kPanelTiles; ++r) {
-            const int64_t tile =
-                std::min(first_tile + r, tiles_of(w.n) - 1);  // the last may stand in for missing ones
-            decode_segment<BITS>(Tile<BITS>(w, tile).words, begin, end, panel.codes + r * kTileRows);
-            panel.grid[r] = load_grid<BITS>(w, tile, group);
+        Panel& next = panels[(segment + 1) % 2];
+        const int64_t first_unit = begin / kUnitColumns;
+        const int64_t units = (units_of(end) - first_unit) * kPanelTiles;
+        const auto decode = [&](int64_t from, int64_t to) {
+            for (int64_t i = from; i < to; ++i) {
+                const int64_t unit = i / kPanelTiles, r = i % kPanelTiles;
+                decode_unit<BITS>(Tile<BITS>(w, tile[r]).words + (first_unit + unit) * (BITS * kTileRows),
+                                  next.codes + (unit * kUnitPairs * kPanelTiles + r) * kTileRows);
+            }
+        };
+        if (segment < 0) {
+            decode(0, units);
+        } else {
+            for (int64_t g = 0, groups = block.groups(); g < groups; ++g) {
+                meet(g);
+                decode(units * g / groups, units * (g + 1) / groups);
+            }
         }
-        const int64_t pairs = ceil_div(end - begin, kGrainColumns) * kGrainPairs;
-        for (int64_t g = 0; g < block.groups(); ++g) {
-            const int64_t size = block.size(g);
-            const float* sums = w.zero == nullptr ? nullptr : block.sums_of(g) + segment * size;
-            kMultiplyPanel[size / 2 - 1](panel, begin % kUnitColumns / 2, pairs,
-                                         block.x_of(g) + begin / 2 * size, sums,
-                                         y + block.begin(g) * kPanelTiles * kTileRows);
-        }
+        for (int r = 0; r < kPanelTiles; ++r) next.grid[r] = load_grid<BITS>(w, tile[r], group);
         ++segment;
+        first = begin / 2;
+        pairs = ceil_div(end - begin, kGrainColumns) * kGrainPairs;
     });
-    for (int64_t r = 0; r < kPanelTiles && first_tile + r < tiles_of(w.n); ++r)
-        store_block(args, block, first_tile + r, y + r * kTileRows, kPanelTiles * kTileRows);
+    for (int64_t g = 0; g < block.groups(); ++g) meet(g);
+    store_block<kPanelTiles>(args, block, first_tile, y);
 }
 
 template <int BITS>
