@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -115,7 +114,7 @@ def _row(
     for name, twins in others.items():
         calls[name] = _packed_calls(twins, x.to(setting.dtype))
     if rounded:
-        calls["a8"] = Rotation([partial(_rounded, layer, x.to(setting.dtype)) for layer in layers])
+        calls["a8"] = _packed_calls([_rounded(layer) for layer in layers], x.to(setting.dtype))
     for name, weights in dense.items():
         calls[name] = _dense_calls(weights, x.to(weights[0].dtype), bias, first.activation)
     took = setting.timed(calls)
@@ -162,11 +161,12 @@ def _row(
     return row
 
 
-def _rounded(layer: QuantLinear, x: Tensor) -> Tensor:
-    layer.activation_bits = 8
-    y = layer(x)
-    layer.activation_bits = 16
-    return y
+def _rounded(layer: QuantLinear) -> QuantLinear:
+    """A layer of the same tensors whose activations are rounded to 8 bits."""
+    other = QuantLinear.__new__(QuantLinear)
+    other.__dict__.update(layer.__dict__)
+    other.activation_bits = 8
+    return other
 
 
 def _against(setting: Setting, k: int, m: int, rivals: dict[str, Calls]) -> Row:
