@@ -87,8 +87,7 @@ class CpuBackend(Backend):
         kernel: str = "",
         isa: str = "",
     ) -> Tensor:
-        x = transformed(x, perm, input_scale)
-        return self._multiply(x, runtime, bias, spec, n, activation, 16, isa)
+        return self._multiply(x, runtime, bias, spec, n, activation, perm, input_scale, 16, isa)
 
     def gemm_integer(
         self,
@@ -103,8 +102,7 @@ class CpuBackend(Backend):
         input_scale: Tensor | None = None,
         isa: str = "",
     ) -> Tensor:
-        x = transformed(x, perm, input_scale)
-        return self._multiply(x, runtime, bias, spec, n, activation, 8, isa)
+        return self._multiply(x, runtime, bias, spec, n, activation, perm, input_scale, 8, isa)
 
     def _multiply(
         self,
@@ -114,23 +112,26 @@ class CpuBackend(Backend):
         spec: QuantSpec,
         n: int,
         activation: str,
+        perm: Tensor | None,
+        input_scale: Tensor | None,
         activation_bits: int,
         isa: str,
     ) -> Tensor:
+        if perm is not None or input_scale is not None:
+            x = transformed(x, perm, input_scale)
         m, k = x.shape
-        weight, scale, zero = runtime
         if bias is not None:
             bias = bias.detach().to(x.dtype).contiguous()
         y = torch.empty(m, n, dtype=x.dtype)
         _native.module().gemm(
-            *addresses(x, weight, scale, zero, bias, y),
+            *addresses(x, *runtime, bias, y),
             spec.bits,
             spec.group_size,
             m,
             n,
             k,
             DTYPES.index(x.dtype),
-            DTYPES.index(scale.dtype),
+            DTYPES.index(runtime.scale.dtype),
             ACTIVATIONS.index(activation),
             torch.get_num_threads(),
             isa,

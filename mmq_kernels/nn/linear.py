@@ -253,9 +253,6 @@ class QuantLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x ``[..., k]`` in fp16, bf16 or fp32 -> ``[..., n]`` in the same dtype (autocast's, where it is on)."""
-        kind = x.device.type
-        if kind != "meta" and torch.is_autocast_enabled(kind):
-            x = x.to(torch.get_autocast_dtype(kind))
         held: dict[str, Any] = self._buffers  # faster than by attribute, for which a module looks in three places
         spec = self.spec
         return ops.gemm(

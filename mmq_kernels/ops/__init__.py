@@ -78,7 +78,8 @@ def gemm(
     """``y = activation((x / input_scale)[..., perm] @ W^T + bias)``, accumulated in fp32.
 
     Args:
-        x: ``[..., k]``, fp16, bf16 or (CPU, reference) fp32; any leading dims, any number of rows, 0 included.
+        x: ``[..., k]``, fp16, bf16 or (CPU, reference) fp32; any leading dims, any number of rows, 0 included. Where
+            autocast is on, it is brought to its dtype, as `torch.nn.functional.linear` does.
         weight, scale, zero: runtime tensors of W ``[n, k]`` as a backend's `prepack` made them; zero None: symmetric.
         perm: int32 ``[k]``, the input column that each stored column multiplies (activation order), or None.
         input_scale: ``[k]`` divisor of x, or None.
@@ -103,7 +104,7 @@ def gemm(
     if dispatch.straight(x):
         with torch._C._AutoDispatchBelowAutograd():
             return _gemm(*arguments)
-    return torch.ops.mmq.gemm.default(*arguments)
+    return torch.ops.mmq.gemm.default(dispatch.autocast(x), *arguments[1:])
 
 
 def _gemm(

@@ -35,6 +35,14 @@ def straight(x: Tensor) -> bool:
     )
 
 
+def autocast(x: Tensor) -> Tensor:
+    """x in the dtype of autocast, where that is on; it is off where `straight`."""
+    kind = x.device.type
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
 @lru_cache(maxsize=64)
 def _straight(own: int, included: int, excluded: int) -> bool:
     """The same, of the three sets that the dispatcher looks at."""
