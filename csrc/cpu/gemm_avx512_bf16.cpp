@@ -1,4 +1,4 @@
-// gemm for x in bf16 and fp16 by AVX-512-BF16's dot product; the kernels are in gemm_pairs.inl.
+// gemm by AVX-512-BF16's dot product; the kernels are in gemm_pairs.inl.
 #if defined(__x86_64__)
 // GCC 12 warns of the registers that its own intrinsics leave undefined.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -38,8 +38,9 @@ namespace {
 }  // namespace
 
 void gemm_avx512_bf16(const GemmArgs& args) {
-    // x in fp32 would be three terms of bf16: 21 products a cycle against 32 of fp32's FMA.
-    if (args.dtype == Dtype::kFloat32) return gemm_avx512(args);
+    // x in fp32 is three terms of bf16: more products than FMA takes, so it pays where a code is dear, of several planes.
+    const bool decodes_most = args.m == 1 && planes_of(args.weight.bits).count > 1;
+    if (args.dtype == Dtype::kFloat32 && !decodes_most) return gemm_avx512(args);
     MMQ_FOR_BITS(gemm_bits)
 }
 

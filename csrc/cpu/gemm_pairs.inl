@@ -1,9 +1,9 @@
-// y[m, n] = activation(x[m, k] W[n, k]^T + bias[n]) for x, bias, y in bf16 or fp16, by vdpbf16ps
+// y[m, n] = activation(x[m, k] W[n, k]^T + bias[n]) by vdpbf16ps
 // W = scale * (q - zero), in the cpu layout (common/layout.h)
 //
-// Codes centred on c = 2^(bits-1) are integers that bf16 holds exactly; so does it x in bf16, and x in fp16 as the sum of
-// two terms. So products are exact, they are added up in fp32, and the weight is never rounded. A **stream** is one term of
-// one token, and the kernels know only streams: fp16 is twice as many, added up at the end. Included inside an anonymous
+// Codes centred on c = 2^(bits-1) are integers that bf16 holds exactly; so does it x in bf16, and x in fp16 or fp32 as the
+// sum of two or three terms. So products are exact, they are added up in fp32, and the weight is never rounded. A **stream**
+// is one term of one token, and the kernels know only streams: they are added up at the end. Included inside an anonymous
 // namespace after pairs_avx512.h and outputs.inl. For each segment (at most 256 columns of one group):
 //
 //     y[s] += scale * (sum of x[s][k] * (q[k] - c)  -  (zero - c) * sum of x[s][k])
@@ -48,7 +48,8 @@ struct PairOrder {
 inline constexpr PairOrder kPairOrder{};
 
 inline int terms_of(Dtype dtype) {
-    return dtype == Dtype::kFloat16 ? 2 : 1;
+    if (dtype == Dtype::kBFloat16) return 1;
+    return dtype == Dtype::kFloat16 ? 2 : 3;
 }
 
 inline __m512i top_halves(__m512 low, __m512 high) {
@@ -57,7 +58,8 @@ inline __m512i top_halves(__m512 low, __m512 high) {
     return _mm512_inserti64x4(_mm512_castsi256_si512(a), b, 1);
 }
 
-// What truncation to bf16 leaves of x: exact, as fp16 has 11 bits and bf16 keeps 8. Nothing of infinities.
+// What truncation to bf16 leaves of x: exact, and no bits at all after as many terms as there are, as bf16 keeps 8 of fp16's
+// 11 and fp32's 24. Nothing of infinities.
 inline __m512 rest(__m512 x) {
     const __m512 top = _mm512_castsi512_ps(
         _mm512_and_si512(_mm512_castps_si512(x), _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
@@ -65,23 +67,32 @@ inline __m512 rest(__m512 x) {
     return _mm512_maskz_sub_ps(static_cast<__mmask16>(~special), x, top);
 }
 
+// Term `term` of 32 columns.
+inline __m512i term_of(__m512 low, __m512 high, int64_t term) {
+    for (int64_t i = 0; i < term; ++i) low = rest(low), high = rest(high);
+    return top_halves(low, high);
+}
+
 // Unit `unit` of stream s of x as 16 pairs, zeros past k.
 inline __m512i load_pairs(const GemmArgs& args, int64_t s, int64_t unit) {
     const int64_t k = args.weight.k, terms = terms_of(args.dtype), column = unit * kUnitColumns;
-    const uint16_t* row = static_cast<const uint16_t*>(args.x) + s / terms * k;
-    const int64_t left = std::min<int64_t>(kUnitColumns, k - column);
+    const int64_t at = s / terms * k + column, left = std::min<int64_t>(kUnitColumns, k - column);
     const __mmask32 mask = static_cast<__mmask32>(0xffffffffu >> (kUnitColumns - left));
-    __m512i values = _mm512_maskz_loadu_epi16(mask, row + column);
-    if (terms == 2) {
-        __m512 low = _mm512_cvtph_ps(_mm512_castsi512_si256(values));
-        __m512 high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64(values, 1));
-        if (s % 2 == 1) low = rest(low), high = rest(high);
-        values = top_halves(low, high);
+    __m512i values;
+    if (terms == 3) {
+        const float* from = static_cast<const float*>(args.x) + at;
+        const __mmask16 first = static_cast<__mmask16>(mask), second = static_cast<__mmask16>(mask >> 16);
+        values = term_of(_mm512_maskz_loadu_ps(first, from), _mm512_maskz_loadu_ps(second, from + 16), s % 3);
+    } else {
+        values = _mm512_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(args.x) + at);
+        if (terms == 2)
+            values = term_of(_mm512_cvtph_ps(_mm512_castsi512_si256(values)),
+                             _mm512_cvtph_ps(_mm512_extracti64x4_epi64(values, 1)), s % 2);
     }
     return _mm512_permutexvar_epi16(_mm512_load_si512(kPairOrder.index), values);
 }
 
-// A block of streams: 1, 2, or groups of 4, 8, .. 24 for single tiles, of 2, 4, .. 12 for panels. Group g holds streams
+// A block of streams: 1, 2, 3, or groups of 4, 8, .. 24 for single tiles, of 2, 4, .. 12 for panels. Group g holds streams
 // [begin(g), begin(g) + size(g)) of it; its pairs stand at x + begin(g) * pairs as [pairs][its streams], its sums at
 // sums + begin(g) * segments as [segments][its streams].
 struct StreamBlock {
@@ -119,8 +130,9 @@ void load_units(const GemmArgs& args, const StreamBlock& block, int64_t group, i
 // may cancel.
 void sum_pairs(const uint32_t* x, int64_t size, int64_t begin, int64_t end, float* sums) {
     const __m128i top = _mm_set1_epi32(static_cast<int>(0xffff0000u));
-    const int64_t stride = std::max<int64_t>(size, 4);  // of one or two streams, pairs share a register
+    const int64_t stride = size == 3 ? 12 : std::max<int64_t>(size, 4);  // of few, streams share registers
     const int64_t last = ceil_div(end, kGrainColumns) * kGrainPairs;
+    double total[kMostStreams] = {};
     for (int64_t lane = 0; lane < stride; lane += 4) {
         __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
         for (int64_t i = begin / 2 * size + lane; i < last * size; i += stride) {
@@ -130,11 +142,9 @@ void sum_pairs(const uint32_t* x, int64_t size, int64_t begin, int64_t end, floa
         }
         alignas(32) double each[4];
         _mm256_store_pd(each, _mm256_add_pd(low, high));
-        if (size == 1) each[0] += each[1] + (each[2] + each[3]);
-        if (size == 2) each[0] += each[2], each[1] += each[3];
-        for (int64_t s = 0; s < std::min<int64_t>(size - lane, 4); ++s)
-            sums[lane + s] = static_cast<float>(each[s]);
+        for (int64_t i = lane; i < std::min(lane + 4, stride); ++i) total[i % size] += each[i - lane];
     }
+    for (int64_t s = 0; s < size; ++s) sums[s] = static_cast<float>(total[s]);
 }
 
 void load_block(const GemmArgs& args, const StreamBlock& block, int threads) {
@@ -175,7 +185,7 @@ inline void mask_unit(const uint32_t* x, int64_t begin, int64_t end, uint32_t* m
 // Two instructions of 6 cycles are under way: with few streams, pairs take turns between chains of sums.
 template <int STREAMS>
 struct PairSums {
-    static constexpr int kChains = STREAMS == 1 ? 8 : STREAMS < 12 ? 16 / STREAMS : 1;
+    static constexpr int kChains = STREAMS == 1 ? 8 : STREAMS == 3 ? 4 : STREAMS < 12 ? 16 / STREAMS : 1;
     __m512 of[STREAMS][kChains];
 
     MMQ_INLINE void clear() {
@@ -316,8 +326,9 @@ MultiplyTile tile_kernel(int streams) {
     static constexpr MultiplyTile kQuads[kMostStreams / 4] = {
         multiply_tile<BITS, 4>,  multiply_tile<BITS, 8>,  multiply_tile<BITS, 12>,
         multiply_tile<BITS, 16>, multiply_tile<BITS, 20>, multiply_tile<BITS, 24>};
-    if (streams <= 2) return streams == 1 ? multiply_tile<BITS, 1> : multiply_tile<BITS, 2>;
-    return kQuads[streams / 4 - 1];
+    static constexpr MultiplyTile kFew[] = {multiply_tile<BITS, 1>, multiply_tile<BITS, 2>,
+                                            multiply_tile<BITS, 3>};
+    return streams < 4 ? kFew[streams - 1] : kQuads[streams / 4 - 1];
 }
 
 // --- entry ---
@@ -333,7 +344,7 @@ void store_block(const GemmArgs& args, const StreamBlock& block, int64_t first_t
         for (int64_t r = 0; r < tiles; ++r) {
             const float* from = y + (s * TILES + r) * kTileRows;
             F16 sum = load(from);
-            if (terms == 2) sum = add(sum, load(from + TILES * kTileRows));
+            for (int term = 1; term < terms; ++term) sum = add(sum, load(from + term * TILES * kTileRows));
             store_outputs(args, first_tile + r, (block.first + s) / terms, add(sum, bias[r]));
         }
     }
@@ -412,7 +423,7 @@ void gemm_bits(const GemmArgs& args) {
     const int64_t quads = ceil_div(streams, 4), blocks = ceil_div(streams, kBlockStreams);
     const int64_t most = ceil_div(quads, blocks) * 4;
     block.most = panels ? kPanelStreams : kMostStreams;
-    block.step = panels ? 2 : streams > 2 ? 4 : streams;
+    block.step = panels ? 2 : streams > 3 ? 4 : streams;
     const AlignedFloats x(most * block.pairs), sums(most * block.segments);
     block.x = reinterpret_cast<uint32_t*>(x.data());
     block.sums = sums.data();

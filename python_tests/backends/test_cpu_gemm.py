@@ -118,8 +118,22 @@ def test_nothing_is_written_beside_the_output(isa, m) -> None:
     assert torch.equal(y[margin:-margin].view(m, n), case.gemm(x, isa=isa))
 
 
-def test_infinite_and_missing_values_stay_in_their_row() -> None:
-    case = Case(QuantSpec(4, 32, True), 20, 64, torch.float16)
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bits", BITS)
+def test_all_24_bits_of_a_single_token_count(isa, bits) -> None:
+    """x in fp32 goes as three terms of bf16 where there is an instruction for that: none of them may be lost."""
+    case = Case(QuantSpec(bits, 32, True), 20, 40, torch.float16, power_of_two=True)
+    for column in range(40):
+        x = torch.zeros(1, 40)
+        x[0, column] = (torch.randint(2**23, 2**24, ()).float() * 2.0 ** torch.randint(-80, 40, ())).item()
+        y, expected = case.gemm(x, isa=isa).double(), x.double() @ case.dense.t()
+        assert ((y - expected).abs() <= expected.abs() * 2**-22).all()
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+def test_infinite_and_missing_values_stay_in_their_row(bits) -> None:
+    case = Case(QuantSpec(bits, 32, True), 20, 64, torch.float16)
+    assert case.gemm(torch.full((1, 64), float("nan"))).isnan().all()
     for m in (2, 12):
         x = torch.randn(m, 64)
         x[1, 5] = float("nan")
@@ -129,9 +143,10 @@ def test_infinite_and_missing_values_stay_in_their_row() -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_an_infinity_gives_infinities_of_the_right_sign(isa, dtype) -> None:
+@pytest.mark.parametrize("bits", [3, 4])
+def test_an_infinity_gives_infinities_of_the_right_sign(isa, dtype, bits) -> None:
     """x in fp16 goes as two terms of bf16: the second of an infinity must not be infinity - infinity."""
-    case = Case(QuantSpec(4, 32, True), 20, 64, torch.float16)
+    case = Case(QuantSpec(bits, 32, True), 20, 64, torch.float16)
     for m in (1, 12):
         x = torch.randn(m, 64).to(dtype)
         x[0, 5] = float("inf")
