@@ -4,12 +4,14 @@
 
 A row says how long a call took, what that is in TFLOP/s and GB/s, how many times torch's time fits into it, and what
 share of the machine's own limit it is: the longer of moving the bytes and of multiplying, both as measured in the run.
+On a CPU memory is read in the same turns: what a shared machine's memory gives changes from minute to minute.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,7 +22,7 @@ from mmq_kernels.bench.peers import Calls, peers
 from mmq_kernels.bench.record import Row
 from mmq_kernels.bench.setting import Setting
 from mmq_kernels.bench.shapes import Shape
-from mmq_kernels.bench.timing import Rotation, host_overhead
+from mmq_kernels.bench.timing import Call, Rotation, host_overhead
 from mmq_kernels.nn import QuantLinear
 from mmq_kernels.spec import QuantSpec
 
@@ -110,15 +112,20 @@ def _row(
     x = torch.randn(m, k, device=setting.device)
     bias = dict(first.named_parameters()).get("bias")
     limits, moved = setting.limits, moved_bytes(first, m, setting.dtype)
-    calls: dict[str, Rotation] = {"packed": _packed_calls(layers, x.to(setting.dtype))}
+    on_cpu = setting.device.type == "cpu"
+    calls: dict[str, Call] = {"packed": _packed_calls(layers, x.to(setting.dtype))}
     for name, twins in others.items():
         calls[name] = _packed_calls(twins, x.to(setting.dtype))
     if rounded:
         calls["a8"] = _packed_calls([_rounded(layer) for layer in layers], x.to(setting.dtype))
     for name, weights in dense.items():
         calls[name] = _dense_calls(weights, x.to(weights[0].dtype), bias, first.activation)
+    if on_cpu:
+        calls["reading"] = setting.reading[1]
     took = setting.timed(calls)
     packed = took["packed"]
+    read_now = setting.reading[0] / took["reading"]["us"] / 1e3 if on_cpu else limits.gb_per_s
+    limits = replace(limits, gb_per_s=read_now)
     limit_us = limits.us(moved, operations(m, n, k))
     row: Row = {
         "bench": "gemm",
@@ -136,7 +143,8 @@ def _row(
         "weight_bytes": first.packed_bytes,
         "bytes": moved,
         "gb_per_s": moved / packed["us"] / 1e3,
-        "read_gb_per_s": limits.gb_per_s,
+        "read_gb_per_s": setting.limits.gb_per_s,
+        "read_in_turns_gb_per_s": read_now,
         "matmul_tflops": limits.tflops,
         "bandwidth_share": moved / packed["us"] / 1e3 / limits.gb_per_s,
         "limit_us": limit_us,

@@ -9,7 +9,7 @@ from functools import cached_property
 
 import torch
 
-from mmq_kernels.bench.timing import Call, Clock, matmul_rate, peak_rate, read_bandwidth, timed
+from mmq_kernels.bench.timing import Call, Clock, matmul_rate, peak_rate, read_bandwidth, reading, timed
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -98,6 +98,11 @@ class Setting:
         name = "bf16" if self.dtype_name == "bf16" else "fp32"
         peaks = {kind: peak_rate(kind, clock=self.clock) for kind in (name, "int8")}
         return Limits(bandwidth, max(matmul, peaks[name]), peaks["int8"])
+
+    @cached_property
+    def reading(self) -> tuple[int, Call]:
+        """`timing.reading`: of bytes moved in turns with other calls, where a CPU's memory is faster now and then."""
+        return reading(self.device)
 
     def copies(self, weight_bytes: int) -> int:
         """How many copies of a weight take up `rotated_bytes`; at least 2."""

@@ -161,17 +161,21 @@ def host_overhead(call: Callable[[], object], device: torch.device, *, batches: 
     return statistics.median(times)
 
 
-def read_bandwidth(device: torch.device, seconds: float = 1.0, *, clock: Clock = time.perf_counter) -> float:
-    """GB/s of memory, far beyond any cache: a copy of 2 GiB on CUDA, bytes read and bytes written both counted; the
-    sum of 256 MiB with torch's threads on a CPU.
+def reading(device: torch.device) -> tuple[int, Call]:
+    """A call that goes through memory far beyond any cache, and the bytes that it moves: a copy of 2 GiB on CUDA, bytes
+    read and bytes written both counted; the sum of 256 MiB with torch's threads on a CPU.
     """
     if device.type == "cuda":
         source = torch.ones(2**31, dtype=torch.uint8, device=device)
         target = torch.empty_like(source)
-        moved, call = 2 * source.nbytes, lambda _: target.copy_(source)
-    else:
-        numbers = torch.ones(2**26)
-        moved, call = numbers.nbytes, lambda _: numbers.sum()
+        return 2 * source.nbytes, lambda _: target.copy_(source)
+    numbers = torch.ones(2**26)
+    return numbers.nbytes, lambda _: numbers.sum()
+
+
+def read_bandwidth(device: torch.device, seconds: float = 1.0, *, clock: Clock = time.perf_counter) -> float:
+    """GB/s of memory, see `reading`."""
+    moved, call = reading(device)
     return moved / timed({"": call}, seconds, device, clock=clock)[""]["us"] / 1e3
 
 

@@ -61,7 +61,8 @@ def test_rows_follow_from_their_times(setting: Setting) -> None:
         assert row["x_torch_bf16"] == row["torch_bf16_us"] / row["us"]
         assert row["tflops"] == pytest.approx(2 * row["m"] * row["n"] * row["k"] / row["us"] / 1e6)
         assert row["gb_per_s"] == pytest.approx(row["bytes"] / row["us"] / 1e3)
-        moving = row["bytes"] / row["read_gb_per_s"] / 1e3
+        moving = row["bytes"] / row["read_in_turns_gb_per_s"] / 1e3
+        assert row["bandwidth_share"] == pytest.approx(moving / row["us"])
         multiplying = 2 * row["m"] * row["n"] * row["k"] / row["matmul_tflops"] / 1e6
         assert row["limit_us"] == pytest.approx(max(moving, multiplying))
         assert row["share_of_limit"] == pytest.approx(row["limit_us"] / row["us"])
