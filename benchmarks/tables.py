@@ -152,16 +152,23 @@ def _against(rows: list[Row]) -> str:
     last = rows[-1]
     columns = {"us": f"packed, x in {last['dtype']}", "a8_us": "packed, x rounded to 8", **PEERS}
     body = [
-        [f"{row['bits']} bits, m = {row['m']}", *(f"{row[key] / 1e3:.3f}" if key in row else "" for key in columns)]
+        [
+            f"{row['bits']} bits, m = {row['m']}",
+            *(f"{row[key] / 1e3:.3f}" if key in row else "" for key in columns),
+            f"{row['share_of_limit']:.0%}",
+        ]
         for row in rows
     ]
+    read = sorted(row.get("read_in_turns_gb_per_s", row["read_gb_per_s"]) for row in rows)
     text = (
         f"**Beside others on the CPU**, {last['n']} x {last['k']}, group {last['group']}, milliseconds (medians), "
         "weights rotated through 160 MiB. ONNX Runtime's `MatMulNBits` at accuracy levels 1 and 4, symmetric; torch's "
-        f"int4 kernel with bf16 activations. Read bandwidth {last['read_gb_per_s']:.0f} GB/s, peak "
-        f"{last['matmul_tflops']:.2f} TFLOP/s in {last['dtype']} and {last['peak_int8_tops']:.2f} TOP/s in int8.\n\n"
+        f"int4 kernel with bf16 activations. The limit of x in {last['dtype']} is the longer of moving the bytes, at "
+        f"what torch's sum of 256 MiB read in the same turns ({read[0]:.0f} to {read[-1]:.0f} GB/s: the machine is "
+        f"shared), and multiplying at {last['matmul_tflops']:.2f} TFLOP/s; int8 peaks at "
+        f"{last['peak_int8_tops']:.2f} TOP/s.\n\n"
     )
-    return text + table(["", *columns.values()], body) + "\n" + source(last) + "\n"
+    return text + table(["", *columns.values(), "of its limit"], body) + "\n" + source(last) + "\n"
 
 
 def packing() -> str:
