@@ -103,19 +103,25 @@ struct Sums {
     I16 of[kTiles][TOKENS][kChains];
 };
 
-// The codes of a step, 4 columns of 16 rows.
+// The codes of a step, 4 columns of 16 rows. Words are asked for ahead one line at a time, as they are loaded: so little is done
+// with each that a unit's at once would keep the loads waiting.
 template <int BITS, int STEP>
 MMQ_INLINE I16 codes_of_step(const int32_t* unit) {
     constexpr Planes kPlanes = planes_of(BITS);
+    const auto line = [&](int number, bool first) MMQ_INLINE_LAMBDA {
+        const int32_t* words = unit + number * kTileRows;
+        if (first) fetch<1>(words, kFetchAhead);
+        return load_words(words);
+    };
     if constexpr (BITS == 8) {
-        return load_words(unit + STEP * kTileRows);
+        return line(STEP, true);
     } else {
         I16 codes = set1_word(0);
         each_number<kPlanes.count>([&](auto p) MMQ_INLINE_LAMBDA {
             constexpr int kWidth = kPlanes.width[p], kLow = kPlanes.low[p];
             constexpr int kAlong = kWidth * STEP, kRight = kAlong % 8 - kLow;
             constexpr int32_t kField = (((1 << kWidth) - 1) << kLow) * 0x01010101;
-            const I16 word = load_words(unit + (kLow + kAlong / 8) * kTileRows);
+            const I16 word = line(kLow + kAlong / 8, kAlong % 8 == 0);
             const I16 bits =
                 mask(kRight >= 0 ? shift_right(word, kRight) : shift_left(word, -kRight), kField);
             codes = p == 0 ? bits : either(codes, bits);
@@ -162,7 +168,6 @@ MMQ_INLINE void multiply_segment(const int32_t* const* words, const int8_t* x, i
     for (int64_t grain = begin; grain < end;) {
         each_number<Sums<TOKENS>::kTiles>(
             [&](auto i) MMQ_INLINE_LAMBDA { unit[i] = words[i] + grain / kGrains * (BITS * kTileRows); });
-        each_number<Sums<TOKENS>::kTiles>([&](auto i) MMQ_INLINE_LAMBDA { fetch_unit<BITS>(unit[i]); });
         const int8_t* codes = x + grain * kGrainCodes;
         if (grain % kGrains == 0 && end - grain >= kGrains) {
             each_number<kGrains * kGrainSteps>([&](auto step) MMQ_INLINE_LAMBDA {
