@@ -361,7 +361,7 @@ void multiply_block(const GemmArgs& args, const StreamBlock& block, int64_t tile
 }
 
 // The tiles of a panel and all groups of a block, segment by segment. While a panel meets the groups, the next is decoded,
-// some units after each group: what multiplies and what decodes are different parts of a core.
+// some units after each group, so that words are read all along and not in bursts.
 template <int BITS>
 void multiply_strip(const GemmArgs& args, const StreamBlock& block, int64_t first_tile) {
     const Weight& w = args.weight;
