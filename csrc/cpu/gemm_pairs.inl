@@ -130,7 +130,7 @@ void load_units(const GemmArgs& args, const StreamBlock& block, int64_t group, i
 // may cancel.
 void sum_pairs(const uint32_t* x, int64_t size, int64_t begin, int64_t end, float* sums) {
     const __m128i top = _mm_set1_epi32(static_cast<int>(0xffff0000u));
-    const int64_t stride = size == 3 ? 12 : std::max<int64_t>(size, 4);  // of few, streams share registers
+    const int64_t stride = size < 4 ? std::lcm<int64_t>(size, 4) : size;  // of few, streams share registers
     const int64_t last = ceil_div(end, kGrainColumns) * kGrainPairs;
     double total[kMostStreams] = {};
     for (int64_t lane = 0; lane < stride; lane += 4) {
@@ -182,10 +182,16 @@ inline void mask_unit(const uint32_t* x, int64_t begin, int64_t end, uint32_t* m
     }
 }
 
-// Two instructions of 6 cycles are under way: with few streams, pairs take turns between chains of sums.
+// Two instructions of 6 cycles are under way: with few streams, pairs take turns between chains of sums, 2^i of them.
+constexpr int chains_for(int streams) {
+    int chains = 1;
+    while (chains < 8 && 2 * chains * streams <= 16) chains *= 2;
+    return chains;
+}
+
 template <int STREAMS>
 struct PairSums {
-    static constexpr int kChains = STREAMS == 1 ? 8 : STREAMS == 3 ? 4 : STREAMS < 12 ? 16 / STREAMS : 1;
+    static constexpr int kChains = chains_for(STREAMS);
     __m512 of[STREAMS][kChains];
 
     MMQ_INLINE void clear() {

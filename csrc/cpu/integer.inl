@@ -103,8 +103,8 @@ struct Sums {
     I16 of[kTiles][TOKENS][kChains];
 };
 
-// The codes of a step, 4 columns of 16 rows. Words are asked for ahead one line at a time, as they are loaded: so little is done
-// with each that a unit's at once would keep the loads waiting.
+// The codes of a step, 4 columns of 16 rows. Words are asked for ahead one line at a time, as they are loaded: a whole unit at
+// once takes longer where little is done with each, as with 8 bits.
 template <int BITS, int STEP>
 MMQ_INLINE I16 codes_of_step(const int32_t* unit) {
     constexpr Planes kPlanes = planes_of(BITS);

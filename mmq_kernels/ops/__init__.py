@@ -370,4 +370,4 @@ for _name, _impl, _fake in (
 ):
     _library.impl(_name, _impl, "CompositeExplicitAutograd")
     torch.library.register_fake(f"mmq::{_name}", _fake, lib=_library)
-gradients.register(_library, {"gemm": _gemm, "gemm_transposed": _gemm_transposed})
+gradients.register(_library)

@@ -45,12 +45,8 @@ def autocast(x: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _straight(own: int, included: int, excluded: int) -> bool:
-    """The same, of the three sets that the dispatcher looks at."""
-    return to_device((_Keys.from_raw_repr(own) | _Keys.from_raw_repr(included)) - _Keys.from_raw_repr(excluded))
-
-
-def to_device(keys: torch._C.DispatchKeySet) -> bool:
-    """Whether the first kernel among those at `keys` that does anything is that of the CPU or of CUDA."""
+    """Whether the first kernel that does anything is the CPU's or CUDA's, of the three sets that torch looks at."""
+    keys = (_Keys.from_raw_repr(own) | _Keys.from_raw_repr(included)) - _Keys.from_raw_repr(excluded)
     for key in _PASSING:
         keys = keys.remove(key)
     return keys.highestPriorityTypeId() in _DEVICES

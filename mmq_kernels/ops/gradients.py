@@ -12,15 +12,13 @@ a word. `derived` is the same kernel around an `autograd.Function` that has all 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
-
-from mmq_kernels.ops import dispatch
 
 _Vmapped = tuple[Tensor, int]
 
@@ -111,11 +109,8 @@ def _below_autograd(op: Any, arguments: tuple[Any, ...]) -> Tensor:
         return op(*arguments)
 
 
-def derived(function: Any, op: Any, implementation: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The kernel of `op` at the autograd key: through `function` where there is something to differentiate.
-
-    Otherwise straight to `implementation` where the dispatcher would call that next: its way there takes microseconds.
-    """
+def derived(function: Any, op: Any) -> Callable[..., Tensor]:
+    """The kernel of `op` at the autograd key: through `function` where there is something to differentiate."""
     names = [argument.name for argument in op._schema.arguments]
     constants = [i for i, name in enumerate(names) if name in ("scale", "input_scale")]
     variables = [i for i, name in enumerate(names) if name in ("x", "grad", "bias")]
@@ -130,11 +125,8 @@ def derived(function: Any, op: Any, implementation: Callable[..., Tensor]) -> Ca
             tracked = any(arguments[i] is not None and arguments[i].requires_grad for i in variables)
             if tracked or forward_ad._current_level >= 0:
                 return _apply(function, *arguments, *defaults[len(arguments) :])
-        below = keyset & torch._C._after_autograd_keyset
         with torch._C._AutoDispatchBelowAutograd():
-            if dispatch.to_device(below):
-                return implementation(*arguments)
-            return op.redispatch(below, *arguments)
+            return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
     return kernel
 
@@ -168,11 +160,11 @@ def folded(op: Any) -> Callable[..., _Vmapped]:
     return rule
 
 
-def register(library: torch.library.Library, implementations: Mapping[str, Callable[..., Tensor]]) -> None:
-    """Both products' kernels at the autograd key and their vmap rules, given what computes each."""
+def register(library: torch.library.Library) -> None:
+    """Both products' kernels at the autograd key and their vmap rules."""
     for name, function in (("gemm", Gemm), ("gemm_transposed", GemmTransposed)):
         op = getattr(torch.ops.mmq, name).default
-        library.impl(name, derived(function, op, implementations[name]), "Autograd", with_keyset=True)
+        library.impl(name, derived(function, op), "Autograd", with_keyset=True)
         torch.library.register_vmap(f"mmq::{name}", folded(op), lib=library)
 
 

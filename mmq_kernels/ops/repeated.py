@@ -1,8 +1,8 @@
 """What a product found out, kept for the next one like it: that its arguments are right, and who serves it.
 
-A model calls a layer again and again with the same tensors and shapes. Between two calls megabytes of weights went
-through the caches, so that whatever Python looks up comes from memory: checks and the choice of a backend take longer
-then than they do in a loop that does nothing else. The weight's tensor remembers the last call that went well.
+A model calls a layer again and again with the same tensors and shapes, and between two calls megabytes of weights pass
+through the caches: what Python looks up then may have to come from memory. So the weight's tensor remembers the last
+call that went well. `checks` remembers of a weight by itself that it is right, for calls that differ in x.
 """
 
 from __future__ import annotations
