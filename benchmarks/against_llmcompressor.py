@@ -23,7 +23,7 @@ from statistics import median
 
 import torch
 from gptq_error import SPECS, TASKS, Layer, layers
-from tables import RESULTS
+from recorded import RESULTS
 from torch import Tensor
 
 from mmq_kernels.bench.record import Row, append, provenance

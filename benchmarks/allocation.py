@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tables import RESULTS
+from recorded import RESULTS
 
 from mmq_kernels import checkpoint
 from mmq_kernels import eval as evaluation

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tables import RESULTS
+from recorded import RESULTS
 from torch import Tensor, nn
 
 from mmq_kernels import checkpoint

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tables import RESULTS
+from recorded import RESULTS
 
 from mmq_kernels.bench.record import append, provenance
 from mmq_kernels.sweep import Result, Store, fingerprint

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from tables import RESULTS
+from recorded import RESULTS
 
 from mmq_kernels.backends import backend
 from mmq_kernels.bench.alternating import bench_alternating

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from tables import GPU_BITS, GPU_TOKENS, RESULTS
+from recorded import RESULTS
+from tables import GPU_BITS, GPU_TOKENS
 
 from mmq_kernels.backends import backend
 from mmq_kernels.bench.blocks import bench_blocks

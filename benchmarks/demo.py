@@ -11,7 +11,7 @@ import argparse
 import json
 from pathlib import Path
 
-from tables import RESULTS
+from recorded import RESULTS
 
 from mmq_kernels.bench.record import append, provenance
 from mmq_kernels.demo.run import run_demo

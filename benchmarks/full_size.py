@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tables import RESULTS
+from recorded import RESULTS
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import (

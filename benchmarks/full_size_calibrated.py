@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from full_size import write_random
-from tables import RESULTS
+from recorded import RESULTS
 from torch import nn
 from transformers import Blip2ForConditionalGeneration, LlavaConfig, LlavaForConditionalGeneration
 

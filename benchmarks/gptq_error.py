@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import torch
-from tables import RESULTS
+from recorded import RESULTS
 from torch import Tensor, nn
 
 from mmq_kernels import checkpoint

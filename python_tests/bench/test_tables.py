@@ -15,7 +15,7 @@ NOT_MEASURED = "not measured: no GPU has run this commit."
 def tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     monkeypatch.syspath_prepend(str(SCRIPTS))
     module = importlib.import_module("tables")
-    monkeypatch.setattr(module, "RESULTS", tmp_path)
+    monkeypatch.setattr(importlib.import_module("recorded"), "RESULTS", tmp_path)
     return module
 
 
