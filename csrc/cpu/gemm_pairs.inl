@@ -73,23 +73,43 @@ inline __m512i term_of(__m512 low, __m512 high, int64_t term) {
     return top_halves(low, high);
 }
 
-// Unit `unit` of stream s of x as 16 pairs, zeros past k.
-inline __m512i load_pairs(const GemmArgs& args, int64_t s, int64_t unit) {
-    const int64_t k = args.weight.k, terms = terms_of(args.dtype), column = unit * kUnitColumns;
-    const int64_t at = s / terms * k + column, left = std::min<int64_t>(kUnitColumns, k - column);
-    const __mmask32 mask = static_cast<__mmask32>(0xffffffffu >> (kUnitColumns - left));
-    __m512i values;
+// `count` columns of stream s of x from one on, at most 32, zeros after them.
+inline __m512i load_columns(const GemmArgs& args, int64_t s, int64_t column, int64_t count) {
+    const int64_t terms = terms_of(args.dtype), at = s / terms * args.weight.k + column;
+    const __mmask32 mask = static_cast<__mmask32>(0xffffffffu >> (kUnitColumns - count));
     if (terms == 3) {
         const float* from = static_cast<const float*>(args.x) + at;
         const __mmask16 first = static_cast<__mmask16>(mask), second = static_cast<__mmask16>(mask >> 16);
-        values = term_of(_mm512_maskz_loadu_ps(first, from), _mm512_maskz_loadu_ps(second, from + 16), s % 3);
-    } else {
-        values = _mm512_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(args.x) + at);
-        if (terms == 2)
-            values = term_of(_mm512_cvtph_ps(_mm512_castsi512_si256(values)),
-                             _mm512_cvtph_ps(_mm512_extracti64x4_epi64(values, 1)), s % 2);
+        return term_of(_mm512_maskz_loadu_ps(first, from), _mm512_maskz_loadu_ps(second, from + 16), s % 3);
     }
-    return _mm512_permutexvar_epi16(_mm512_load_si512(kPairOrder.index), values);
+    const __m512i values = _mm512_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(args.x) + at);
+    if (terms == 1) return values;
+    return term_of(_mm512_cvtph_ps(_mm512_castsi512_si256(values)),
+                   _mm512_cvtph_ps(_mm512_extracti64x4_epi64(values, 1)), s % 2);
+}
+
+// Unit `unit` of stream s of x as 16 pairs, zeros past k.
+inline __m512i load_pairs(const GemmArgs& args, int64_t s, int64_t unit) {
+    const int64_t column = unit * kUnitColumns, left = args.weight.k - column;
+    return _mm512_permutexvar_epi16(_mm512_load_si512(kPairOrder.index),
+                                    load_columns(args, s, column, std::min<int64_t>(kUnitColumns, left)));
+}
+
+// The sum of columns [begin, end) of stream s, in fp64, as they may cancel.
+inline float sum_columns(const GemmArgs& args, int64_t s, int64_t begin, int64_t end) {
+    __m512d total[2] = {_mm512_setzero_pd(), _mm512_setzero_pd()};
+    const auto add_halves = [&](__m512i floats) {
+        total[0] =
+            _mm512_add_pd(total[0], _mm512_cvtps_pd(_mm256_castsi256_ps(_mm512_castsi512_si256(floats))));
+        total[1] = _mm512_add_pd(total[1],
+                                 _mm512_cvtps_pd(_mm256_castsi256_ps(_mm512_extracti64x4_epi64(floats, 1))));
+    };
+    for (int64_t column = begin; column < end; column += kUnitColumns) {
+        const __m512i values = load_columns(args, s, column, std::min<int64_t>(kUnitColumns, end - column));
+        add_halves(_mm512_slli_epi32(values, 16));
+        add_halves(_mm512_and_si512(values, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+    }
+    return static_cast<float>(_mm512_reduce_add_pd(_mm512_add_pd(total[0], total[1])));
 }
 
 // A block of streams: 1, 2, 3, or groups of 4, 8, .. 24 for single tiles, of 2, 4, .. 12 for panels. Group g holds streams
@@ -108,6 +128,28 @@ struct StreamBlock {
     float* sums_of(int64_t group) const { return sums + begin(group) * segments; }
 };
 
+// The 16 pairs of each of four streams, of which `count` are stored side by side: x[16][size].
+inline void store_pairs(const __m512i (&of)[4], int64_t count, int64_t size, uint32_t* x) {
+    const __m512i low[2] = {_mm512_unpacklo_epi32(of[0], of[1]), _mm512_unpacklo_epi32(of[2], of[3])};
+    const __m512i high[2] = {_mm512_unpackhi_epi32(of[0], of[1]), _mm512_unpackhi_epi32(of[2], of[3])};
+    // Register i has the streams' pairs i, 4 + i, 8 + i and 12 + i.
+    const __m512i quads[4] = {_mm512_unpacklo_epi64(low[0], low[1]), _mm512_unpackhi_epi64(low[0], low[1]),
+                              _mm512_unpacklo_epi64(high[0], high[1]),
+                              _mm512_unpackhi_epi64(high[0], high[1])};
+    const __mmask8 mask = static_cast<__mmask8>((1 << count) - 1);
+    each_number<4>([&](auto lane) MMQ_INLINE_LAMBDA {
+        each_number<4>([&](auto i) MMQ_INLINE_LAMBDA {
+            const __m128i quad = _mm512_extracti32x4_epi32(quads[i], lane);
+            uint32_t* to = x + (4 * lane + i) * size;
+            if (count == 4) {
+                _mm_storeu_si128(reinterpret_cast<__m128i*>(to), quad);
+            } else {
+                _mm_mask_storeu_epi32(to, mask, quad);
+            }
+        });
+    });
+}
+
 // Units [begin, end) of a group. Streams past the last token are zeros: cheaper than kernels for every number.
 void load_units(const GemmArgs& args, const StreamBlock& block, int64_t group, int64_t begin, int64_t end) {
     const int64_t size = block.size(group), first = block.begin(group);
@@ -117,53 +159,42 @@ void load_units(const GemmArgs& args, const StreamBlock& block, int64_t group, i
             _mm512_storeu_si512(x, load_pairs(args, block.first + first, unit));
             continue;
         }
-        for (int64_t s = 0; s < size; ++s) {
-            alignas(64) uint32_t pairs[kUnitPairs] = {};
-            if (first + s < block.count)
-                _mm512_store_si512(pairs, load_pairs(args, block.first + first + s, unit));
-            for (int64_t i = 0; i < kUnitPairs; ++i) x[i * size + s] = pairs[i];
+        for (int64_t s = 0; s < size; s += 4) {
+            __m512i pairs[4];
+            for (int64_t i = 0; i < 4; ++i) {
+                const int64_t stream = first + s + i;
+                pairs[i] = stream < block.count ? load_pairs(args, block.first + stream, unit)
+                                                : _mm512_setzero_si512();
+            }
+            store_pairs(pairs, std::min<int64_t>(4, size - s), size, x + s);
         }
     }
 }
 
-// Sums over a segment of all streams of a group, whole grains: the order of pairs is not that of columns. In fp64, as they
-// may cancel.
-void sum_pairs(const uint32_t* x, int64_t size, int64_t begin, int64_t end, float* sums) {
-    const __m128i top = _mm_set1_epi32(static_cast<int>(0xffff0000u));
-    const int64_t stride = size < 4 ? std::lcm<int64_t>(size, 4) : size;  // of few, streams share registers
-    const int64_t last = ceil_div(end, kGrainColumns) * kGrainPairs;
-    double total[kMostStreams] = {};
-    for (int64_t lane = 0; lane < stride; lane += 4) {
-        __m256d low = _mm256_setzero_pd(), high = _mm256_setzero_pd();
-        for (int64_t i = begin / 2 * size + lane; i < last * size; i += stride) {
-            const __m128i four = _mm_loadu_si128(reinterpret_cast<const __m128i*>(x + i));
-            low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm_castsi128_ps(_mm_slli_epi32(four, 16))));
-            high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm_castsi128_ps(_mm_and_si128(four, top))));
+// Sums over segments of all streams of a group, [segments][streams]: those whose number is a part of all.
+void sum_segments(const GemmArgs& args, const StreamBlock& block, int64_t group, int64_t part,
+                  int64_t parts) {
+    const int64_t size = block.size(group), first = block.begin(group);
+    const int64_t last = std::min(size, block.count - first);
+    float* sums = block.sums_of(group);
+    int64_t segment = 0;
+    each_segment(args.weight, [&](int64_t begin, int64_t end, int64_t) {
+        if (segment * parts / block.segments == part) {
+            for (int64_t s = 0; s < size; ++s)
+                sums[s] = s < last ? sum_columns(args, block.first + first + s, begin, end) : 0.0f;
         }
-        alignas(32) double each[4];
-        _mm256_store_pd(each, _mm256_add_pd(low, high));
-        for (int64_t i = lane; i < std::min(lane + 4, stride); ++i) total[i % size] += each[i - lane];
-    }
-    for (int64_t s = 0; s < size; ++s) sums[s] = static_cast<float>(total[s]);
+        sums += size;
+        ++segment;
+    });
 }
 
 void load_block(const GemmArgs& args, const StreamBlock& block, int threads) {
-    const Weight& w = args.weight;
-    const int64_t units = units_of(w.k), groups = block.groups();
+    const int64_t units = units_of(args.weight.k), groups = block.groups();
     const int64_t parts = block.count > 4 ? threads : 1;  // a fork costs more than few streams
     parallel_for(threads, groups * parts, 1, [&](int64_t i) {
-        const int64_t part = i % parts;
-        load_units(args, block, i / parts, units * part / parts, units * (part + 1) / parts);
-    });
-    if (w.zero == nullptr) return;
-    parallel_for(threads, groups * parts, 1, [&](int64_t i) {
-        const int64_t group = i / parts, part = i % parts, size = block.size(group);
-        int64_t segment = 0;
-        each_segment(w, [&](int64_t begin, int64_t end, int64_t) {
-            if (segment * parts / block.segments == part)
-                sum_pairs(block.x_of(group), size, begin, end, block.sums_of(group) + segment * size);
-            ++segment;
-        });
+        const int64_t group = i / parts, part = i % parts;
+        load_units(args, block, group, units * part / parts, units * (part + 1) / parts);
+        if (args.weight.zero != nullptr) sum_segments(args, block, group, part, parts);
     });
 }
 
@@ -267,6 +298,9 @@ void multiply_tile(const Weight& w, const uint32_t* streams, const float* x_sums
     });
 }
 
+// A unit of a panel meets many streams, so that memory has its time; words that wait are in the way of x in level 1.
+constexpr int64_t kFetchAheadOfPanels = 1024;  // bytes
+
 // The codes of a segment of some tiles, in whole units: [pairs][tiles][16].
 struct Panel {
     alignas(64) uint32_t codes[(kSegmentColumns + kUnitColumns) / 2 * kPanelTiles * kTileRows];
@@ -277,7 +311,7 @@ template <int BITS>
 MMQ_INLINE void decode_unit(const int32_t* words, uint32_t* panel) {
     PairUnit<BITS> unit;
     unit.words = words;
-    fetch_unit<BITS>(words);
+    fetch<BITS>(words, kFetchAheadOfPanels);
     each_number<kUnitPairs / kStepPairs>([&](auto step) MMQ_INLINE_LAMBDA {
         __m512i codes[kStepPairs][1];
         unit.template enter<step>();
@@ -312,10 +346,12 @@ void multiply_panel(const Panel& panel, int64_t first, int64_t pairs, const uint
             });
         });
     }
+    Grid grid[kPanelTiles];  // in registers: for all the compiler knows, y is where the panel has its own
+    std::copy_n(panel.grid, kPanelTiles, grid);
     each_sum([&](auto s, auto r) MMQ_INLINE_LAMBDA {
-        if (sums != nullptr) acc[s][r] = fnma(panel.grid[r].zero, set1(sums[s]), acc[s][r]);
+        if (sums != nullptr) acc[s][r] = fnma(grid[r].zero, set1(sums[s]), acc[s][r]);
         float* to = y + (s * kPanelTiles + r) * kTileRows;
-        store(to, fma(panel.grid[r].scale, acc[s][r], load(to)));
+        store(to, fma(grid[r].scale, acc[s][r], load(to)));
     });
 }
 

@@ -10,8 +10,8 @@
 //          3      shift both planes, select the low bits of one and the rest of the other; shifts are shared likewise
 //          5      the same, nothing shared
 //          6      likewise, over a table of two registers (6 bits of index)
-//          7, 8   two tables of 16: the low four bits, and the rest; two registers whose sum is the code,
-//                 or one, made by conversion: dearer to decode, half the products
+//          7, 8   two tables of 16: the low four bits, and the rest; two registers whose sum is the code. Or one, dearer
+//                 to decode for half the products: 7 bits from two tables of 64, 8 by conversion
 
 // Where an index has the bits of the planes of a code.
 struct Places {
@@ -57,6 +57,19 @@ struct TermTable {
 
 template <int WIDTH, int LOW, int CENTRE>
 inline constexpr TermTable<WIDTH, LOW, CENTRE> kTermTable{};
+
+// Entry i of 64 is worth i + FIRST.
+template <int FIRST>
+struct RunTable {
+    alignas(64) uint16_t value[64] = {};
+
+    constexpr RunTable() {
+        for (int i = 0; i < 64; ++i) value[i] = exact_bf16(i + FIRST);
+    }
+};
+
+template <int FIRST>
+inline constexpr RunTable<FIRST> kRunTable{};
 
 // Bits [from, from + count) of each 16 of `inside`, the others of `outside`.
 inline __m512i bits_of(int from, int count, __m512i inside, __m512i outside) {
@@ -120,17 +133,6 @@ struct PairUnit {
         }
     }
 
-    // The four codes of a step in the four bytes of a lane, for 7 and 8 bits.
-    template <int STEP>
-    MMQ_INLINE __m512i bytes() const {
-        if constexpr (BITS == 8) {
-            return field<STEP, 0, 0, 0>();
-        } else {
-            const __m512i high = mask_bytes(2, 4, field<STEP, 0, 1, 4>(), field<STEP, 0, 2, 6>());
-            return mask_bytes(4, 0, field<STEP, 0, 0, 0>(), high);
-        }
-    }
-
     // The pairs of the step entered, pairs[half][term].
     template <int STEP, int TERMS>
     MMQ_INLINE void decode(__m512i (&pairs)[2][TERMS]) const {
@@ -139,27 +141,43 @@ struct PairUnit {
                 pairs[0][t] = term<STEP, 0, t>();
                 pairs[1][t] = term<STEP, 1, t>();
             });
+        } else if constexpr (BITS == 7) {
+            const __m512i low = low_six<STEP>();
+            pairs[0][0] = seven_bits<STEP % 8>(low);
+            pairs[1][0] = seven_bits<STEP % 8 + 8>(_mm512_srli_epi32(low, 8));
         } else {
-            const __m512i code = bytes<STEP>();
-            const __m512i odd = _mm512_srli_epi32(code, 8);
+            const __m512i code = word[0], odd = _mm512_srli_epi32(code, 8);
             pairs[0][0] = joined(code, _mm512_srli_epi32(code, 16));
             pairs[1][0] = joined(odd, _mm512_srli_epi32(code, 24));
         }
     }
 
   private:
-    // Bits [FROM, FROM + COUNT) of each byte from low, the others from high.
-    static __m512i mask_bytes(int count, int from, __m512i low, __m512i high) {
-        const __m512i mask = _mm512_set1_epi8(static_cast<int8_t>(((1 << count) - 1) << from));
-        return _mm512_ternarylogic_epi32(mask, low, high, 0xCA);
+    // --- 7 bits: planes of 4, 2 and 1
+
+    // The low six bits of the four codes of a step, at the bottom of the bytes of a lane.
+    template <int STEP>
+    MMQ_INLINE __m512i low_six() const {
+        const __m512i mask = _mm512_set1_epi8(0x0f);
+        return _mm512_ternarylogic_epi32(mask, field<STEP, 0, 0, 0>(), field<STEP, 0, 1, 4>(), 0xCA);
     }
 
-    // The code in the lowest byte of each lane in fp32, centred: q | 2^23 as a float is 2^23 + q.
+    // The codes whose low six bits an index has, and the top one bit TOP of each 16.
+    template <int TOP>
+    MMQ_INLINE __m512i seven_bits(__m512i index) const {
+        const __mmask32 upper =
+            _mm512_test_epi16_mask(word[2], _mm512_set1_epi16(static_cast<int16_t>(1 << TOP)));
+        return _mm512_mask_blend_epi16(upper, look_up_pairs_of_64(kRunTable<-64>.value, index),
+                                       look_up_pairs_of_64(kRunTable<0>.value, index));
+    }
+
+    // --- 8 bits
+
+    // The lowest byte of each lane in fp32, centred: q | 2^23 as a float is 2^23 + q.
     static __m512 centred(__m512i code) {
-        const __m512i mask = _mm512_set1_epi32((1 << BITS) - 1), magic = _mm512_set1_epi32(0x4B000000);
+        const __m512i mask = _mm512_set1_epi32(0xff), magic = _mm512_set1_epi32(0x4B000000);
         const __m512i biased = _mm512_ternarylogic_epi32(code, mask, magic, 0xEA);  // (code & mask) | magic
-        return _mm512_sub_ps(_mm512_castsi512_ps(biased),
-                             _mm512_set1_ps(8388608.0f + static_cast<float>(middle_code(BITS))));
+        return _mm512_sub_ps(_mm512_castsi512_ps(biased), _mm512_set1_ps(8388608.0f + 128.0f));
     }
 
     // Low and high codes as bf16: their fp32 form ends in 16 zeros.
