@@ -73,53 +73,58 @@ struct Grid {
     F16 scale, zero;
 };
 
-// Where a tile has its grids: group after group, read as the words are, front to back.
-inline int64_t scale_at(const Weight& w, int64_t tile, int64_t group) {
-    return (tile * w.groups + group) * kTileRows;
-}
-
-// 16 zero points of BITS bits are 2 * BITS whole bytes: a group's begin at a byte.
+// The grids of one tile: group after group, read as the words are, front to back.
 template <int BITS>
-inline const uint8_t* zeros_at(const Weight& w, int64_t tile, int64_t group) {
-    const int32_t* row = w.zero + tile * stream_words(w.groups * kTileRows, BITS);
-    return reinterpret_cast<const uint8_t*>(row) + 2 * BITS * group;
-}
-
-template <int BITS>
-inline F16 load_zeros(const Weight& w, int64_t tile, int64_t group) {
-    return load_stream<BITS>(zeros_at<BITS>(w, tile, group));
-}
-
-// Asks for the grid that the next tile has for the group. Grids are a trickle beside the words, too thin for a CPU to see
-// where it leads.
-template <int BITS>
-MMQ_INLINE void fetch_grid(const Weight& w, int64_t tile, int64_t group) {
-    const int64_t itemsize = w.scale_dtype == Dtype::kFloat32 ? 4 : 2;
-    fetch<1>(w.scale, scale_at(w, tile + 1, group) * itemsize);
-    if (w.zero != nullptr) fetch<1>(zeros_at<BITS>(w, tile + 1, group), 0);
-}
-
-template <int BITS>
-inline Grid load_grid(const Weight& w, int64_t tile, int64_t group) {
-    fetch_grid<BITS>(w, tile, group);
-    Grid grid;
-    grid.scale = load_any(w.scale, w.scale_dtype, scale_at(w, tile, group));
-    grid.zero = set1(0.0f);
-    if (w.zero != nullptr) {
-        grid.zero = sub(load_zeros<BITS>(w, tile, group), set1(static_cast<float>(middle_code(BITS))));
+class TileGrids {
+  public:
+    MMQ_INLINE TileGrids(const Weight& w, int64_t tile)
+        : dtype_(w.scale_dtype), scales_(bytes(w.scale)), zeros_(bytes(w.zero)) {
+        row_scales_ = w.groups * scale_bytes();
+        row_zeros_ = stream_words(w.groups * kTileRows, BITS) * static_cast<int64_t>(sizeof(int32_t));
+        scales_ += tile * row_scales_;
+        if (zeros_ != nullptr) zeros_ += tile * row_zeros_;
     }
-    return grid;
-}
+
+    MMQ_INLINE bool symmetric() const { return zeros_ == nullptr; }
+
+    MMQ_INLINE F16 scale(int64_t group) const { return load_any(scales_ + group * scale_bytes(), dtype_, 0); }
+
+    MMQ_INLINE F16 zero_codes(int64_t group) const { return load_stream<BITS>(zeros_ + group * kGroupZeros); }
+
+    // Asks for the grid that the next tile has for the group. Grids are a trickle beside the words, too thin for a CPU to
+    // see where it leads.
+    MMQ_INLINE void fetch_next(int64_t group) const {
+        fetch<1>(scales_, row_scales_ + group * scale_bytes());
+        if (!symmetric()) fetch<1>(zeros_, row_zeros_ + group * kGroupZeros);
+    }
+
+    MMQ_INLINE Grid load(int64_t group) const {
+        fetch_next(group);
+        const F16 centre = set1(static_cast<float>(middle_code(BITS)));
+        return {scale(group), symmetric() ? set1(0.0f) : sub(zero_codes(group), centre)};
+    }
+
+  private:
+    static constexpr int64_t kGroupZeros = 2 * BITS;  // bytes of 16 codes: a group's begin at a byte
+
+    static const uint8_t* bytes(const void* from) { return static_cast<const uint8_t*>(from); }
+    MMQ_INLINE int64_t scale_bytes() const { return kTileRows * (dtype_ == Dtype::kFloat32 ? 4 : 2); }
+
+    Dtype dtype_;
+    const uint8_t *scales_, *zeros_;
+    int64_t row_scales_, row_zeros_;  // bytes from a tile's to the next one's
+};
 
 // Columns [begin, end) of a tile -> panel [end - begin, 16], scale * (q - zero); begin is a multiple of 8.
 // The panel has room for whole grains.
 template <int BITS>
 void decode_panel(const Weight& w, int64_t tile_index, int64_t begin, int64_t end, float* panel) {
     const Tile<BITS> tile(w, tile_index);
+    const TileGrids<BITS> grids(w, tile_index);
     for (int64_t column = begin; column < end;) {
         const int64_t group = column / w.group_size;
         const int64_t stop = std::min(end, (group + 1) * w.group_size);
-        const Grid grid = load_grid<BITS>(w, tile_index, group);
+        const Grid grid = grids.load(group);
         for (; column < stop; column += kGrainColumns) {
             const int32_t* unit = tile.words + column / kUnitColumns * (BITS * kTileRows);
             const Grain<BITS> grain(unit, static_cast<int>(column % kUnitColumns) / kGrainColumns);

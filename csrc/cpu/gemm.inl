@@ -62,6 +62,7 @@ void multiply_tile(const GemmArgs& args, const FewTokens& in, int64_t tile_index
     constexpr int kGrains = kUnitColumns / kGrainColumns;
     const Weight& w = args.weight;
     const int32_t* words = Tile<BITS>(w, tile_index).words;
+    const TileGrids<BITS> grids(w, tile_index);
     alignas(64) float y[TOKENS * kTileRows] = {};
     const float* x_sums = in.sums;
     each_segment(w, [&](int64_t begin, int64_t end, int64_t group) MMQ_INLINE_LAMBDA {
@@ -82,7 +83,7 @@ void multiply_tile(const GemmArgs& args, const FewTokens& in, int64_t tile_index
                 column += kGrainColumns;
             }
         }
-        const Grid grid = load_grid<BITS>(w, tile_index, group);
+        const Grid grid = grids.load(group);
         each_number<TOKENS>([&](auto t) MMQ_INLINE_LAMBDA {
             F16 sum = sums.of[t][0];
             each_number<FloatSums<TOKENS>::kChains - 1>(

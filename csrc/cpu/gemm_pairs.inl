@@ -266,35 +266,65 @@ MMQ_INLINE void multiply_unit(const int32_t* words, const uint32_t* x, PairSums<
     });
 }
 
+// sums += columns [begin, end) of a tile times x, where a unit may be shared between groups: each takes it whole, with zeros
+// for the other's columns.
+template <int BITS, int STREAMS>
+MMQ_INLINE void multiply_ragged(const int32_t* words, const uint32_t* x, int64_t begin, int64_t end,
+                                PairSums<STREAMS>& sums) {
+    for (int64_t column = begin / kUnitColumns * kUnitColumns; column < end; column += kUnitColumns) {
+        const uint32_t* from = x + column / 2 * STREAMS;
+        alignas(64) uint32_t masked[kUnitPairs * STREAMS];
+        if (column < begin || column + kUnitColumns > end) {
+            mask_unit<STREAMS>(from, begin - column, end - column, masked);
+            from = masked;
+        }
+        // The compiler is not told which it is: it would write the products out for both, and pick masked pairs out of
+        // registers, at two shuffles each.
+        asm("" : "+r"(from) : "m"(masked));
+        multiply_unit<BITS, STREAMS>(words + column / kUnitColumns * (BITS * kTileRows), from, sums);
+    }
+}
+
 // x [pairs][STREAMS] and its sums [segments][STREAMS], a tile -> y[STREAMS][16].
 template <int BITS, int STREAMS>
-void multiply_tile(const Weight& w, const uint32_t* streams, const float* x_sums, int64_t tile, float* y) {
+void multiply_tile(const Weight& w, const uint32_t* x, const float* x_sums, int64_t tile, float* y) {
     const int32_t* words = Tile<BITS>(w, tile).words;
+    const TileGrids<BITS> grids(w, tile);
     std::fill_n(y, STREAMS * kTileRows, 0.0f);
-    each_segment(w, [&](int64_t begin, int64_t end, int64_t group) MMQ_INLINE_LAMBDA {
-        PairSums<STREAMS> sums;
-        sums.clear();
-        const int64_t stop = end == w.k ? units_of(w.k) * kUnitColumns : end;  // x is zero past k
-        for (int64_t column = begin / kUnitColumns * kUnitColumns; column < stop; column += kUnitColumns) {
-            const uint32_t* x = streams + column / 2 * STREAMS;
-            alignas(64) uint32_t masked[kUnitPairs * STREAMS];
-            if (column < begin || column + kUnitColumns > stop) {
-                // A unit that groups share: each takes it whole, with zeros for the other's columns. The compiler is
-                // not told where they are: it would pick pairs out of registers, at two shuffles each.
-                mask_unit<STREAMS>(x, begin - column, stop - column, masked);
-                x = masked;
-                asm("" : "+r"(x) : "m"(masked));
-            }
-            multiply_unit<BITS, STREAMS>(words + column / kUnitColumns * (BITS * kTileRows), x, sums);
-        }
-        const Grid grid = load_grid<BITS>(w, tile, group);
+    PairSums<STREAMS> sums;
+    const auto end_segment = [&](int64_t group) MMQ_INLINE_LAMBDA {
+        const Grid grid = grids.load(group);
         each_number<STREAMS>([&](auto s) MMQ_INLINE_LAMBDA {
             __m512 sum = sums.template total<s>();
-            if (w.zero != nullptr) sum = fnma(grid.zero, set1(x_sums[s]), sum);
+            if (!grids.symmetric()) sum = fnma(grid.zero, set1(x_sums[s]), sum);
             float* to = y + s * kTileRows;
             store(to, fma(grid.scale, sum, load(to)));
         });
         x_sums += STREAMS;
+    };
+    if (w.groups == 1 || w.group_size % kUnitColumns == 0) {
+        // Units follow upon each other, and little is done between segments: with one token it would show.
+        const int64_t in_group = units_of(w.group_size);
+        for (int64_t group = 0, left = units_of(w.k); left > 0; ++group) {
+            int64_t units = std::min(left, in_group);
+            left -= units;
+            while (units > 0) {
+                const int64_t now = std::min(units, kSegmentColumns / kUnitColumns);
+                units -= now;
+                sums.clear();
+                const uint32_t* const end = x + now * kUnitPairs * STREAMS;
+                for (; x != end; x += kUnitPairs * STREAMS, words += BITS * kTileRows)
+                    multiply_unit<BITS, STREAMS>(words, x, sums);
+                end_segment(group);
+            }
+        }
+        return;
+    }
+    each_segment(w, [&](int64_t begin, int64_t end, int64_t group) MMQ_INLINE_LAMBDA {
+        sums.clear();
+        // Whole grains: the order of pairs is not that of columns, and x is zero past k.
+        multiply_ragged<BITS, STREAMS>(words, x, begin, ceil_div(end, kGrainColumns) * kGrainColumns, sums);
+        end_segment(group);
     });
 }
 
@@ -441,7 +471,7 @@ void multiply_strip(const GemmArgs& args, const StreamBlock& block, int64_t firs
                 decode(units * g / groups, units * (g + 1) / groups);
             }
         }
-        for (int r = 0; r < kPanelTiles; ++r) next.grid[r] = load_grid<BITS>(w, tile[r], group);
+        for (int r = 0; r < kPanelTiles; ++r) next.grid[r] = TileGrids<BITS>(w, tile[r]).load(group);
         ++segment;
         first = begin / 2;
         pairs = ceil_div(end - begin, kGrainColumns) * kGrainPairs;

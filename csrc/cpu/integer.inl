@@ -189,9 +189,8 @@ MMQ_INLINE void multiply_segment(const int32_t* const* words, const int8_t* x, i
 
 // Zero points of 16 rows as integers.
 template <int BITS>
-inline I16 load_zero(const Weight& w, int64_t tile, int64_t group) {
-    if (w.zero == nullptr) return set1_word(middle_code(BITS));
-    return to_words(load_zeros<BITS>(w, tile, group));
+inline I16 load_zero(const TileGrids<BITS>& grids, int64_t group) {
+    return grids.symmetric() ? set1_word(middle_code(BITS)) : to_words(grids.zero_codes(group));
 }
 
 // Tiles from first_tile on, as many as a block takes at a time, and the tokens that begin at token `block`.
@@ -208,13 +207,14 @@ void multiply_tokens(const GemmArgs& args, const CodedTokens& in, int64_t first_
         words[i] = w.words + tile[i] * row_words(w.k, BITS) * kTileRows;
         for (int t = 0; t < TOKENS; ++t) y[i][t] = set1(0.0f);
     }
+    const TileGrids<BITS> grids[2] = {{w, tile[0]}, {w, tile[Block::kTiles - 1]}};
     const int8_t* codes = in.codes + block * in.steps * kStepColumns;
     const int32_t* minus = in.minus + block * in.segments;
     each_segment(w, [&](int64_t begin, int64_t end, int64_t group) {
         Block sums;
         each_number<Block::kTiles>([&](auto i) MMQ_INLINE_LAMBDA {
-            fetch_grid<BITS>(w, tile[i], group);
-            const I16 zero = load_zero<BITS>(w, tile[i], group);
+            grids[i].fetch_next(group);
+            const I16 zero = load_zero<BITS>(grids[i], group);
             each_number<TOKENS>([&](auto t) MMQ_INLINE_LAMBDA {
                 sums.of[i][t][0] = mul_words(zero, set1_word(minus[t]));
                 each_number<Block::kChains - 1>(
@@ -224,7 +224,7 @@ void multiply_tokens(const GemmArgs& args, const CodedTokens& in, int64_t first_
         multiply_segment<BITS, TOKENS>(words, codes, begin / kGrainColumns, ceil_div(end, kGrainColumns),
                                        sums);
         each_number<Block::kTiles>([&](auto i) MMQ_INLINE_LAMBDA {
-            const F16 scale = load_any(w.scale, w.scale_dtype, scale_at(w, tile[i], group));
+            const F16 scale = grids[i].scale(group);
             each_number<TOKENS>([&](auto t) MMQ_INLINE_LAMBDA {
                 I16 sum = sums.of[i][t][0];
                 each_number<Block::kChains - 1>(

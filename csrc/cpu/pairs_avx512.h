@@ -3,28 +3,38 @@
 //
 // Half h = 0, 1 of a step: columns 4s + h (low 16 bits of a lane) and 4s + h + 2 (high). A shift by 8h more than the
 // step's brings both fields to the bottom of their 16 bits at once, and vpermw looks only at 5 bits of each: entries that
-// repeat need no mask. Operations a register of 32 codes, one look-up each:
+// repeat need no mask. How a register of 32 codes is made:
 //
-//   bits   2      shift, shared by two steps: a field may lie anywhere among the 5 bits, given a table for the place
-//          4      shift
-//          3      shift both planes, select the low bits of one and the rest of the other; shifts are shared likewise
-//          5      the same, nothing shared
-//          6      likewise, over a table of two registers (6 bits of index)
-//          7, 8   two tables of 16: the low four bits, and the rest; two registers whose sum is the code. Or one, dearer
-//                 to decode for half the products: 7 bits from two tables of 64, 8 by conversion
+//   bits   2, 4      shift, look up; with 2, steps share shifts: a field may lie anywhere among the 5 bits, given a table
+//                    for the place
+//          3, 5, 6   beside a nibble of plane 0, the field of one step or two, the bits of plane 1 replace the other nibble:
+//                    one selection for all columns of those steps. Then as above; 6 bits look at two registers of table
+//          7, 8      two tables of 16: the low four bits, and the rest; two registers whose sum is the code. Or one, dearer
+//                    to decode for half the products: 7 bits from two tables of 64, 8 by conversion
 
-// Where an index has the bits of the planes of a code.
-struct Places {
-    int low, high;
+// Where a register of both planes has the code of a step: shifted down by `shift`, plane 0 begins at bit `low` of each byte
+// and plane 1 at bit `high`.
+struct Place {
+    int shift, low, high;
 };
 
-// Step s has plane p at bit p.width * s % 8 of a byte: places are chosen such that few shifts lead there.
+// Steps that have their fields of plane 0 in one nibble, and the bits of plane 1 that belong to them.
 template <int BITS>
-constexpr Places places_of(int step) {
-    if (BITS == 2) return {2 * step % 4, 0};
-    constexpr int kTopBit[] = {2, 1, 2, 0, 4, 1, 2, 4};  // of 3 bits: shifts by -2, 0, 3 and 4
-    if (BITS == 3) return {2 * step % 4, kTopBit[step]};
-    return {0, planes_of(BITS).width[0]};
+constexpr int kNibbleSteps = 4 / planes_of(BITS).width[0];
+
+template <int BITS>
+constexpr int kNibbleHigh = kNibbleSteps<BITS> * planes_of(BITS).width[1];
+
+// Nibble 0 stays where it is and has plane 1 above it; nibble 1 has it below.
+template <int BITS>
+constexpr Place place_of(int step) {
+    constexpr Planes kPlanes = planes_of(BITS);
+    const int low = kPlanes.width[0] * step % 8;
+    if (BITS == 2) return {low / 4 * 4, low % 4, 0};
+    if (kPlanes.count == 1) return {low, 0, 0};
+    const int high = (low < 4 ? 4 : 4 - kNibbleHigh<BITS>)+step % kNibbleSteps<BITS> * kPlanes.width[1];
+    const int shift = low < high ? low : high;
+    return {shift, low - shift, high - shift};
 }
 
 // Entry i is worth the code whose planes it has at LOW and HIGH, less the middle one.
@@ -71,10 +81,9 @@ struct RunTable {
 template <int FIRST>
 inline constexpr RunTable<FIRST> kRunTable{};
 
-// Bits [from, from + count) of each 16 of `inside`, the others of `outside`.
-inline __m512i bits_of(int from, int count, __m512i inside, __m512i outside) {
-    const __m512i mask = _mm512_set1_epi16(static_cast<int16_t>(((1 << count) - 1) << from));
-    return _mm512_ternarylogic_epi32(mask, inside, outside, 0xCA);  // mask ? inside : outside
+// mask ? inside : outside, bit by bit
+inline __m512i select_bits(__m512i mask, __m512i inside, __m512i outside) {
+    return _mm512_ternarylogic_epi32(mask, inside, outside, 0xCA);
 }
 
 inline __m512i look_up_pairs(const uint16_t* table, __m512i index) {
@@ -90,7 +99,7 @@ template <int BITS>
 struct PairUnit {
     static constexpr Planes kPlanes = planes_of(BITS);
     const int32_t* words;
-    __m512i word[kPlanes.count];
+    __m512i word[kPlanes.count], both;
 
     // Goes to a step: what it has of the words stays in registers until the next, as loads are what there is least of.
     template <int STEP>
@@ -102,34 +111,31 @@ struct PairUnit {
                 asm("" : "+v"(word[p]));  // else GCC loads it again for each shift
             }
         });
-    }
-
-    // The field of plane P of a half of the step entered, its lowest bit moved to bit AT of each 16 bits.
-    template <int STEP, int HALF, int P, int AT>
-    MMQ_INLINE __m512i field() const {
-        constexpr int kShift = kPlanes.width[P] * STEP % 8 + 8 * HALF - AT;
-        if constexpr (kShift == 0) return word[P];
-        if constexpr (kShift > 0) return _mm512_srli_epi32(word[P], static_cast<unsigned>(kShift));
-        return _mm512_slli_epi32(word[P], static_cast<unsigned>(-kShift));
+        if constexpr (kPlanes.count == 2 && STEP % kNibbleSteps<BITS> == 0) {
+            constexpr bool kUpper = kPlanes.width[0] * STEP % 8 >= 4;
+            constexpr int kHigh = kUpper ? 4 - kNibbleHigh<BITS> : 4;
+            both = select_bits(_mm512_set1_epi8(static_cast<int8_t>(kUpper ? 0xf0 : 0x0f)), word[0],
+                               shifted<kPlanes.width[1] * STEP % 8 - kHigh>(word[1]));
+        }
     }
 
     // Term i of the pairs of a half step; terms add up to the code.
     template <int STEP, int HALF, int TERM>
     MMQ_INLINE __m512i term() const {
+        constexpr int kHalf = 8 * HALF, kField = kPlanes.width[0] * STEP % 8;
         if constexpr (BITS < 7) {
-            constexpr Places kAt = places_of<BITS>(STEP);
-            const uint16_t* table = kCodeTable<BITS, kAt.low, kAt.high>.value;
-            __m512i index = field<STEP, HALF, 0, kAt.low>();
-            if constexpr (kPlanes.count > 1)
-                index = bits_of(kAt.low, kPlanes.width[0], index, field<STEP, HALF, 1, kAt.high>());
+            constexpr Place kPlace = place_of<BITS>(STEP);
+            const uint16_t* table = kCodeTable<BITS, kPlace.low, kPlace.high>.value;
+            const __m512i index = shifted<kPlace.shift + kHalf>(kPlanes.count == 1 ? word[0] : both);
             return BITS == 6 ? look_up_pairs_of_64(table, index) : look_up_pairs(table, index);
         } else if constexpr (TERM == 0) {
-            return look_up_pairs(kTermTable<4, 0, 0>.value, field<STEP, HALF, 0, 0>());
+            return look_up_pairs(kTermTable<4, 0, 0>.value, shifted<kField + kHalf>(word[0]));
         } else if constexpr (BITS == 7) {
-            const __m512i index = bits_of(0, 2, field<STEP, HALF, 1, 0>(), field<STEP, HALF, 2, 2>());
+            const __m512i index = select_bits(_mm512_set1_epi16(3), shifted<2 * STEP % 8 + kHalf>(word[1]),
+                                              shifted<STEP + kHalf - 2>(word[2]));
             return look_up_pairs(kTermTable<3, 4, middle_code(BITS)>.value, index);
         } else {
-            return look_up_pairs(kTermTable<4, 4, middle_code(BITS)>.value, field<STEP, HALF, 0, -4>());
+            return look_up_pairs(kTermTable<4, 4, middle_code(BITS)>.value, shifted<kHalf + 4>(word[0]));
         }
     }
 
@@ -153,13 +159,21 @@ struct PairUnit {
     }
 
   private:
+    // To the right, to the left if negative.
+    template <int BY>
+    static MMQ_INLINE __m512i shifted(__m512i word) {
+        if constexpr (BY == 0) return word;
+        if constexpr (BY > 0) return _mm512_srli_epi32(word, static_cast<unsigned>(BY));
+        return _mm512_slli_epi32(word, static_cast<unsigned>(-BY));
+    }
+
     // --- 7 bits: planes of 4, 2 and 1
 
     // The low six bits of the four codes of a step, at the bottom of the bytes of a lane.
     template <int STEP>
     MMQ_INLINE __m512i low_six() const {
-        const __m512i mask = _mm512_set1_epi8(0x0f);
-        return _mm512_ternarylogic_epi32(mask, field<STEP, 0, 0, 0>(), field<STEP, 0, 1, 4>(), 0xCA);
+        return select_bits(_mm512_set1_epi8(0x0f), shifted<4 * STEP % 8>(word[0]),
+                           shifted<2 * STEP % 8 - 4>(word[1]));
     }
 
     // The codes whose low six bits an index has, and the top one bit TOP of each 16.
