@@ -162,8 +162,9 @@ def test_the_pure_python_wheel_works_by_itself(pure, everything, tmp_path) -> No
 
 
 def test_the_pure_python_wheel_quantizes_and_captions(pure, tmp_path) -> None:
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [str(pure.with_name("mmq")), "info"], capture_output=True, text=True, timeout=200, check=False
+        [str(pure.with_name("mmq")), "info"], capture_output=True, text=True, timeout=200, check=False, env=alone
     )
     assert done.returncode == 0 and "MMQ_BUILD=none" in done.stdout, done.stdout + done.stderr
     script = """
@@ -178,7 +179,7 @@ tokens = model.generate(**inputs, max_new_tokens=20)
 print(processor.batch_decode(tokens, skip_special_tokens=True)[0].strip())
 """
     done = subprocess.run(
-        [str(pure), "-c", script], capture_output=True, text=True, timeout=200, check=False, cwd=tmp_path
+        [str(pure), "-c", script], capture_output=True, text=True, timeout=200, check=False, cwd=tmp_path, env=alone
     )
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.split()) >= 3, done.stdout

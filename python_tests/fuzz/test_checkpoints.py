@@ -60,16 +60,18 @@ class Hangs(BaseException):
 
 @contextmanager
 def within(seconds: int) -> Iterator[None]:
-    def late(number: int, frame: object) -> None:
-        raise Hangs(f"still at it after {seconds} s")
+    """Raises where the block takes longer, in seconds of the CPU: a busy machine does not count."""
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
+    def late(number: int, frame: object) -> None:
+        raise Hangs(f"still at it after {seconds} s of the CPU")
+
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def outcome(files: mutations.Files, folder: Path) -> dict[str, torch.Tensor] | str:
