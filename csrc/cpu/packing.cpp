@@ -133,7 +133,7 @@ void ask_for_large_pages(const void* begin, int64_t bytes) {
 void move_to_large_pages(const void* begin, int64_t bytes) {
     constexpr int kCollapse = 25;  // MADV_COLLAPSE, since Linux 6.1
     const uintptr_t at = reinterpret_cast<uintptr_t>(begin), end = at + static_cast<uintptr_t>(bytes);
-    const uintptr_t outside = bytes >= static_cast<int64_t>(4 * kLargePage) ? kLargePage - 1 : 0;
+    const uintptr_t outside = bytes >= static_cast<int64_t>(2 * kLargePage) ? kLargePage - 1 : 0;
     const uintptr_t inside = kLargePage - 1 - outside;
     advise((at + inside) / kLargePage * kLargePage, (end + outside) / kLargePage * kLargePage, kCollapse);
 }
