@@ -9,8 +9,8 @@
 //     y[s] += scale * (sum of x[s][k] * (q[k] - c)  -  (zero - c) * sum of x[s][k])
 //
 // Few streams, `multiply_tile`: codes go from a register into the products, x is broadcast from memory. There are kernels
-// for groups of up to 24 streams, as many as there are registers for sums; up to 24 it is one pass over the words, which
-// are fetched well ahead.
+// for groups of up to 20 streams, which leaves registers for tables beside the sums; up to 20 it is one pass over the words,
+// which are fetched well ahead.
 //
 // Many streams, `multiply_strip`: the codes of a segment of two tiles become a panel of bf16 pairs (at most 18 KB, level 1),
 // which meets the streams twelve at a time, while the next panel is decoded; a pass over the words serves 264:
@@ -20,7 +20,7 @@
 //    2 tiles| 2x12 |      |      |  level 2          for pair: acc[s][r] += panel[pair][r] . x[pair][s]
 //           +------+------+------+                   at the end of a segment: y[s][r] += scale * acc[s][r]
 
-constexpr int kMostStreams = 24;
+constexpr int kMostStreams = 20;
 constexpr int kPanelTiles = 2, kPanelStreams = 12;
 constexpr int64_t kBlockStreams = 264;  // y of a strip takes 33 KB
 constexpr int kUnitPairs = kUnitColumns / 2;
@@ -112,7 +112,7 @@ inline float sum_columns(const GemmArgs& args, int64_t s, int64_t begin, int64_t
     return static_cast<float>(_mm512_reduce_add_pd(_mm512_add_pd(total[0], total[1])));
 }
 
-// A block of streams: 1, 2, 3, or groups of 4, 8, .. 24 for single tiles, of 2, 4, .. 12 for panels. Group g holds streams
+// A block of streams: 1, 2, 3, or groups of 4, 8, .. 20 for single tiles, of 8, 10 or 12 for panels. Group g holds streams
 // [begin(g), begin(g) + size(g)) of it; its pairs stand at x + begin(g) * pairs as [pairs][its streams], its sums at
 // sums + begin(g) * segments as [segments][its streams].
 struct StreamBlock {
@@ -387,17 +387,16 @@ void multiply_panel(const Panel& panel, int64_t first, int64_t pairs, const uint
 
 using MultiplyPanel = void (*)(const Panel&, int64_t, int64_t, const uint32_t*, const float*, float*);
 
-constexpr MultiplyPanel kMultiplyPanel[kPanelStreams / 2] = {multiply_panel<2>,  multiply_panel<4>,
-                                                             multiply_panel<6>,  multiply_panel<8>,
-                                                             multiply_panel<10>, multiply_panel<12>};
+// More than kMostStreams streams never make a group of less than 8.
+constexpr MultiplyPanel kMultiplyPanel[] = {multiply_panel<8>, multiply_panel<10>, multiply_panel<12>};
 
 using MultiplyTile = void (*)(const Weight&, const uint32_t*, const float*, int64_t, float*);
 
 template <int BITS>
 MultiplyTile tile_kernel(int streams) {
     static constexpr MultiplyTile kQuads[kMostStreams / 4] = {
-        multiply_tile<BITS, 4>,  multiply_tile<BITS, 8>,  multiply_tile<BITS, 12>,
-        multiply_tile<BITS, 16>, multiply_tile<BITS, 20>, multiply_tile<BITS, 24>};
+        multiply_tile<BITS, 4>, multiply_tile<BITS, 8>, multiply_tile<BITS, 12>, multiply_tile<BITS, 16>,
+        multiply_tile<BITS, 20>};
     static constexpr MultiplyTile kFew[] = {multiply_tile<BITS, 1>, multiply_tile<BITS, 2>,
                                             multiply_tile<BITS, 3>};
     return streams < 4 ? kFew[streams - 1] : kQuads[streams / 4 - 1];
@@ -448,7 +447,7 @@ void multiply_strip(const GemmArgs& args, const StreamBlock& block, int64_t firs
     const auto meet = [&](int64_t g) {
         const int64_t size = block.size(g);
         const float* sums = w.zero == nullptr ? nullptr : block.sums_of(g) + segment * size;
-        kMultiplyPanel[size / 2 - 1](panels[segment % 2], first % kUnitPairs, pairs,
+        kMultiplyPanel[size / 2 - 4](panels[segment % 2], first % kUnitPairs, pairs,
                                      block.x_of(g) + first * size, sums,
                                      y + block.begin(g) * kPanelTiles * kTileRows);
     };
