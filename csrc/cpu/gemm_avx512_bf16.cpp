@@ -34,6 +34,7 @@ namespace {
 #include "activation.inl"
 #include "outputs.inl"
 #include "pairs_avx512.h"
+#include "streams.inl"
 #include "gemm_pairs.inl"
 
 }  // namespace
