@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 FORMATTED := $(filter %.cpp %.h %.inl %.cu %.cuh,$(CSRC))
 
-.PHONY: help setup demo test sanitize lint format bench gpu clean
+.PHONY: help setup demo test masked sanitize lint format bench gpu clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -50,6 +50,10 @@ test: setup lint $(VENV)/.transformers4  ## linters, type checks and the test su
 	PYTHONPATH=$(VENV)/transformers4 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(BOTH_LINES)
 
 ISA ?= avx2
+OF_GPUS := --ignore-glob='*/test_cuda_*' --ignore-glob='*/test_triton_*' --ignore-glob='*/test_ptx*'
+
+masked: setup  ## the suite again with AVX-512 masked off, but for the tests of GPU kernels, which do not meet the CPU's
+	MMQ_CPU_ISA=$(ISA) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(OF_GPUS) $(ARGS)
 
 # Torch has the real allocator's tensors watched too: the sanitizer's allocator is loaded before everything else.
 sanitize: setup  ## the tests of the CPU kernels under AddressSanitizer and UBSan, AVX-512 off where tests do not ask for it
