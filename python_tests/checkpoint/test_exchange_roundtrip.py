@@ -38,7 +38,7 @@ def specs(kind: str, bits: tuple[int, ...], groups: tuple[int, ...], *, ragged: 
     return chosen
 
 
-def there_and_back(source: Path, format: str, tmp_path: Path) -> None:
+def assert_every_bit_comes_back(source: Path, format: str, tmp_path: Path) -> None:
     export_folder(source, tmp_path / "there", format)
     import_folder(tmp_path / "there", tmp_path / "back")
     assert_same_tensors(source, tmp_path / "back")
@@ -54,7 +54,7 @@ def there_and_back(source: Path, format: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["opt", "t5"])
 def test_compressed_tensors(kind: str, dtype: torch.dtype, tmp_path: Path) -> None:
     chosen = specs(kind, (2, 3, 4, 5, 6, 7, 8), (8, 16, -1), ragged=False, words=False)
-    there_and_back(quantized_folder(tmp_path / "q", kind, dtype, chosen), "compressed-tensors", tmp_path)
+    assert_every_bit_comes_back(quantized_folder(tmp_path / "q", kind, dtype, chosen), "compressed-tensors", tmp_path)
 
 
 @pytest.mark.parametrize("format", ["gptq", "gptq_v2"])
@@ -66,7 +66,7 @@ def test_gptq_with_ragged_groups_and_column_order(kind: str, dtype: torch.dtype,
     assert any(chosen[name].symmetric for name in ordered) and any(not chosen[name].symmetric for name in ordered)
     lowest = 1 if format == "gptq" else 0
     source = quantized_folder(tmp_path / "q", kind, dtype, chosen, ordered, lowest_zero=lowest)
-    there_and_back(source, format, tmp_path)
+    assert_every_bit_comes_back(source, format, tmp_path)
 
 
 @pytest.mark.parametrize("group", [8, 16, -1])
@@ -74,7 +74,7 @@ def test_gptq_with_ragged_groups_and_column_order(kind: str, dtype: torch.dtype,
 @pytest.mark.parametrize("kind", ["opt", "t5"])
 def test_awq(kind: str, dtype: torch.dtype, group: int, tmp_path: Path) -> None:
     chosen = specs(kind, (4,), (group,), ragged=False, words=False)
-    there_and_back(quantized_folder(tmp_path / "q", kind, dtype, chosen), "awq", tmp_path)
+    assert_every_bit_comes_back(quantized_folder(tmp_path / "q", kind, dtype, chosen), "awq", tmp_path)
 
 
 @pytest.mark.parametrize("format", ["compressed-tensors", "gptq", "gptq_v2", "awq"])
