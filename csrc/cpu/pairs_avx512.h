@@ -27,12 +27,17 @@ constexpr int kNibbleHigh = kNibbleSteps<BITS> * planes_of(BITS).width[1];
 
 // Nibble 0 stays where it is and has plane 1 above it; nibble 1 has it below.
 template <int BITS>
+constexpr int high_beside(bool upper) {
+    return upper ? 4 - kNibbleHigh<BITS> : 4;
+}
+
+template <int BITS>
 constexpr Place place_of(int step) {
     constexpr Planes kPlanes = planes_of(BITS);
     const int low = kPlanes.width[0] * step % 8;
     if (BITS == 2) return {low / 4 * 4, low % 4, 0};
     if (kPlanes.count == 1) return {low, 0, 0};
-    const int high = (low < 4 ? 4 : 4 - kNibbleHigh<BITS>)+step % kNibbleSteps<BITS> * kPlanes.width[1];
+    const int high = high_beside<BITS>(low >= 4) + step % kNibbleSteps<BITS> * kPlanes.width[1];
     const int shift = low < high ? low : high;
     return {shift, low - shift, high - shift};
 }
@@ -113,7 +118,7 @@ struct PairUnit {
         });
         if constexpr (kPlanes.count == 2 && STEP % kNibbleSteps<BITS> == 0) {
             constexpr bool kUpper = kPlanes.width[0] * STEP % 8 >= 4;
-            constexpr int kHigh = kUpper ? 4 - kNibbleHigh<BITS> : 4;
+            constexpr int kHigh = high_beside<BITS>(kUpper);
             both = select_bits(_mm512_set1_epi8(static_cast<int8_t>(kUpper ? 0xf0 : 0x0f)), word[0],
                                shifted<kPlanes.width[1] * STEP % 8 - kHigh>(word[1]));
         }
