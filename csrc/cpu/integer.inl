@@ -138,7 +138,8 @@ MMQ_INLINE I16 codes_of_any_step(const int32_t* unit, int step) {
     for (int p = 0; p < kPlanes.count; ++p) {
         const int along = kPlanes.width[p] * step;
         const I16 word = load_words(unit + (kPlanes.low[p] + along / 8) * kTileRows);
-        const I16 field = mask(shift_right(word, along % 8), ((1 << kPlanes.width[p]) - 1) * 0x01010101);
+        const uint32_t low_bits = ((1u << kPlanes.width[p]) - 1) * 0x01010101u;
+        const I16 field = mask(shift_right(word, along % 8), static_cast<int32_t>(low_bits));
         codes = either(codes, shift_left(field, kPlanes.low[p]));
     }
     return codes;
