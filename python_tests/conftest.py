@@ -18,6 +18,7 @@ SINGLY = {"test_cuda_mutants", "test_triton_interpreted"}
 """Files whose tests share nothing: they come last, and fill whichever worker is idle."""
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist looks for the mark in the same hook, and was registered later
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """For `--dist loadgroup`: a file stays on one worker, for what its tests share; some are dealt out singly."""
     if not config.pluginmanager.hasplugin("xdist"):

@@ -37,8 +37,8 @@ NAMES = tuple(_WHERE)
 class RuntimeWeight(NamedTuple):
     """The tensors of one weight in a backend's own layout; `zero` is None for symmetric weights.
 
-    Every backend stores ``scale [groups, >= n]`` in the scale's own dtype and ``zero int32 [groups, words]`` (dense
-    bit streams of n zero points); what `weight` looks like is the backend's affair.
+    ``scale`` keeps its own dtype, ``zero`` holds int32 words of codes; how each is laid out is the backend's affair:
+    `Backend.runtime_shapes` says it.
     """
 
     weight: Tensor

@@ -119,19 +119,25 @@ class CpuBackend(Backend):
     ) -> Tensor:
         if perm is not None or input_scale is not None:
             x = transformed(x, perm, input_scale)
-        m, k = x.shape
-        if bias is not None:
+        if bias is not None and (bias.dtype is not x.dtype or not bias.is_contiguous()):
             bias = bias.detach().to(x.dtype).contiguous()
+        weight, scale, zero = runtime
+        m, k = x.shape
         y = torch.empty(m, n, dtype=x.dtype)
         _native.module().gemm(
-            *addresses(x, *runtime, bias, y),
+            x.data_ptr(),  # one by one: a tuple of them takes longer, which one token would notice
+            weight.data_ptr(),
+            scale.data_ptr(),
+            0 if zero is None else zero.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            y.data_ptr(),
             spec.bits,
             spec.group_size,
             m,
             n,
             k,
             DTYPES.index(x.dtype),
-            DTYPES.index(runtime.scale.dtype),
+            DTYPES.index(scale.dtype),
             ACTIVATIONS.index(activation),
             torch.get_num_threads(),
             isa,

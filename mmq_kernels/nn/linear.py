@@ -22,6 +22,7 @@ from mmq_kernels.ops.choice import select
 from mmq_kernels.spec import QuantSpec
 
 _RUNTIME = ("weight_runtime", "scale_runtime", "zero_runtime", "perm")
+_OF_NUMBERS = {"spec", "out_features", "in_features", "layout", "activation", "pinned", "_activation_bits"}
 
 
 class QuantLinear(nn.Module):
@@ -53,6 +54,8 @@ class QuantLinear(nn.Module):
     pinned: str = ""
     """What was assigned to `backend`; "" where the choice is free."""
     _activation_bits: int = 16
+    _numbers: tuple[int | str, ...]
+    """Of a product, for `ops.product`: they follow the attributes they are made of."""
 
     def __init__(
         self,
@@ -254,8 +257,7 @@ class QuantLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """x ``[..., k]`` in fp16, bf16 or fp32 -> ``[..., n]`` in the same dtype (autocast's, where it is on)."""
         held: dict[str, Any] = self._buffers  # faster than by attribute, for which a module looks in three places
-        spec = self.spec
-        return ops.gemm(
+        return ops.product(
             x,
             held["weight_runtime"],
             held["scale_runtime"],
@@ -263,15 +265,15 @@ class QuantLinear(nn.Module):
             held["perm"],
             held["weight_input_scale"],
             self._parameters["bias"],
-            spec.bits,
-            spec.group_size,
-            self.out_features,
-            self.in_features,
-            self.layout,
-            self.activation,
-            self.pinned,
-            self._activation_bits,
+            self._numbers,
         )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name in _OF_NUMBERS and "layout" in self.__dict__:  # which is the last that comes to be
+            spec, n, k = self._sizes()
+            chosen = (self.layout, self.activation, self.pinned, self._activation_bits)
+            self._numbers = (spec.bits, spec.group_size, n, k, *chosen)
 
     def dequantize(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """The dense weight ``scale * (q - zero)``, ``[n, k]``, columns in input order, without the input scale."""

@@ -97,48 +97,55 @@ def gemm(
         ValueError: naming the argument, its requirement and the value got.
         RuntimeError: when a forced backend cannot serve the call.
     """
-    arguments = (
-        *(x, weight, scale, zero, perm, input_scale, bias),
-        *(bits, group_size, n, k, layout, activation, backend, activation_bits),
-    )
+    numbers = (bits, group_size, n, k, layout, activation, backend, activation_bits)
+    return product(x, weight, scale, zero, perm, input_scale, bias, numbers)
+
+
+def product(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    perm: Tensor | None,
+    input_scale: Tensor | None,
+    bias: Tensor | None,
+    numbers: tuple[int | str, ...],
+) -> Tensor:
+    """`gemm` with its numbers in one tuple, which a layer keeps: made anew, they would be looked up at every call."""
     if dispatch.straight(x):
         with torch._C._AutoDispatchBelowAutograd():
-            return _gemm(*arguments)
-    return torch.ops.mmq.gemm.default(dispatch.autocast(x), *arguments[1:])
+            return _product(x, weight, scale, zero, perm, input_scale, bias, numbers)
+    return torch.ops.mmq.gemm.default(dispatch.autocast(x), weight, scale, zero, perm, input_scale, bias, *numbers)
 
 
-def _gemm(
-    x,
-    weight,
-    scale,
-    zero,
-    perm,
-    input_scale,
-    bias,
-    bits,
-    group_size,
-    n,
-    k,
-    layout,
-    activation,
-    backend="",
-    activation_bits=16,
-):
-    tensors, numbers = (scale, zero, perm, input_scale, bias), (bits, group_size, n, k, layout, activation)
-    call = repeated.call_of(x, *tensors, (*numbers, backend, activation_bits))
-    known = repeated.found(weight, call)
-    if known is None:
-        spec = checks.gemm(x, weight, *tensors, *numbers, activation_bits)
-        about = {"spec": spec, "dtype": x.dtype, "layout": layout, "m": x.numel() // k, "n": n, "k": k}
-        choice = select("gemm", x.device, **about, forced=backend or None, activation_bits=activation_bits)
-        known = repeated.Found(call, spec, choice, tensors)
-        repeated.keep(weight, known)
-    chosen, runtime = backends.backend(known.choice.backend), RuntimeWeight(weight, scale, zero)
+def _gemm(x, weight, scale, zero, perm, input_scale, bias, *numbers):
+    numbers += ("", 16)[len(numbers) - 6 :]  # torch leaves out defaults at the end
+    return _product(x, weight, scale, zero, perm, input_scale, bias, numbers)
+
+
+def _product(x, weight, scale, zero, perm, input_scale, bias, numbers):
+    _, _, n, k, layout, activation, _, activation_bits = numbers
+    last = repeated.last_call(weight)
+    if last is None or not last.was(x, scale, zero, perm, input_scale, bias, numbers):
+        found = _find(x, weight, scale, zero, perm, input_scale, bias, *numbers)
+        last = repeated.LastCall(x, scale, zero, perm, input_scale, bias, numbers, *found)
+        repeated.keep(weight, last)
     matrix = x.dim() == 2
     rows = (x if matrix else x.reshape(-1, k)).contiguous()
-    arguments = (rows, runtime, bias, known.spec, n, layout, activation, perm, input_scale)
-    y = chosen.gemm(*arguments, known.choice.kernel) if activation_bits == 16 else chosen.gemm_integer(*arguments)
+    arguments = (rows, RuntimeWeight(weight, scale, zero), bias, last.spec, n, layout, activation, perm, input_scale)
+    chosen = last.backend
+    y = chosen.gemm(*arguments, last.kernel) if activation_bits == 16 else chosen.gemm_integer(*arguments)
     return y if matrix else torch.ops.aten._unsafe_view.default(y, [*x.shape[:-1], n])  # no view of what nobody has
+
+
+def _find(x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, *others):
+    """Spec, backend and kernel of a product, once its arguments are found right."""
+    activation, backend, activation_bits = others
+    weights = weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout
+    spec = checks.gemm(x, *weights, activation, activation_bits)
+    about = {"spec": spec, "dtype": x.dtype, "layout": layout, "m": x.numel() // k, "n": n, "k": k}
+    choice = select("gemm", x.device, **about, forced=backend or None, activation_bits=activation_bits)
+    return spec, backends.backend(choice.backend), choice.kernel
 
 
 def _gemm_fake(

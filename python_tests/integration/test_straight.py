@@ -167,7 +167,7 @@ def test_the_memory_of_a_weight_goes_with_it() -> None:
     q, x = layer(QuantSpec(3, -1)), torch.randn(3, K)
     with torch.no_grad():
         q(x)
-    assert repeated.found(q.weight_runtime, ()) is None
+    assert repeated.last_call(q.weight_runtime) is not None
     kept = weakref.ref(q.weight_runtime)
     gc.disable()
     try:
