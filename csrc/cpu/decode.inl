@@ -12,8 +12,8 @@ struct Tile {
 constexpr int64_t kFetchAhead = 8 * 1024;  // bytes
 
 // Asks for the bytes `ahead` of an address, before they are needed: the products between two loads fill the window in which
-// a CPU looks ahead by itself, and its own prefetchers stop at every page. As data that is read once, so that the words of a
-// call do not push out of level 2 what the next call needs before its kernel runs. Harmless past the end.
+// a CPU looks ahead by itself, and its own prefetchers stop at every page. As data that is read once: it need not take the
+// place in level 2 of what the next call reads before its kernel runs. Harmless past the end.
 template <int LINES>
 MMQ_INLINE void fetch(const void* from, int64_t ahead) {
     constexpr int kToRead = 0, kOnce = 0;

@@ -127,8 +127,8 @@ def _product(x, weight, scale, zero, perm, input_scale, bias, numbers):
     _, _, n, k, layout, activation, _, activation_bits = numbers
     last = repeated.last_call(weight)
     if last is None or not last.was(x, scale, zero, perm, input_scale, bias, numbers):
-        found = _find(x, weight, scale, zero, perm, input_scale, bias, *numbers)
-        last = repeated.LastCall(x, scale, zero, perm, input_scale, bias, numbers, *found)
+        others = (scale, zero, perm, input_scale, bias)
+        last = repeated.LastCall(x, *others, numbers, *_find(x, (weight, *others), numbers))
         repeated.keep(weight, last)
     matrix = x.dim() == 2
     rows = (x if matrix else x.reshape(-1, k)).contiguous()
@@ -138,11 +138,11 @@ def _product(x, weight, scale, zero, perm, input_scale, bias, numbers):
     return y if matrix else torch.ops.aten._unsafe_view.default(y, [*x.shape[:-1], n])  # no view of what nobody has
 
 
-def _find(x, weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout, *others):
+def _find(x, tensors, numbers):
     """Spec, backend and kernel of a product, once its arguments are found right."""
-    activation, backend, activation_bits = others
-    weights = weight, scale, zero, perm, input_scale, bias, bits, group_size, n, k, layout
-    spec = checks.gemm(x, *weights, activation, activation_bits)
+    bits, group_size, n, k, layout, activation, backend, activation_bits = numbers
+    checked = (*tensors, bits, group_size, n, k, layout, activation, activation_bits)
+    spec = checks.gemm(x, *checked)
     about = {"spec": spec, "dtype": x.dtype, "layout": layout, "m": x.numel() // k, "n": n, "k": k}
     choice = select("gemm", x.device, **about, forced=backend or None, activation_bits=activation_bits)
     return spec, backends.backend(choice.backend), choice.kernel

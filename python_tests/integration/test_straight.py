@@ -116,6 +116,7 @@ def test_a_call_like_the_last_is_not_checked_again(monkeypatch) -> None:
         lambda q, x: (setattr(q, "activation_bits", 8), q(x)),
         lambda q, x: (setattr(q, "activation", "relu"), q(x)),
         lambda q, x: (setattr(q, "bias", None), q(x)),
+        lambda q, x: (setattr(q, "out_features", N + 16), q(x)),
         lambda q, x: (setattr(q.bias, "data", torch.zeros(N + 1)), q(x)),
         lambda q, x: (setattr(q, "scale_runtime", q.scale_runtime.clone()), q(x)),
     ],
@@ -167,7 +168,10 @@ def test_the_memory_of_a_weight_goes_with_it() -> None:
     q, x = layer(QuantSpec(3, -1)), torch.randn(3, K)
     with torch.no_grad():
         q(x)
-    assert repeated.last_call(q.weight_runtime) is not None
+    last = repeated.last_call(q.weight_runtime)
+    assert last is not None
+    tensors = (q.scale_runtime, q.zero_runtime, q.perm, q.weight_input_scale, q.bias)
+    assert last.was(x, *tensors, q._numbers) and not last.was(x, *tensors, ())
     kept = weakref.ref(q.weight_runtime)
     gc.disable()
     try:
