@@ -5,8 +5,8 @@ Both run on torch's own pool of threads, so there should be nothing to pay. `ove
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 
@@ -18,14 +18,8 @@ from mmq_kernels.bench.timing import Rotation
 from mmq_kernels.spec import QuantSpec
 
 
-def bench_alternating(
-    setting: Setting, *, size: int = 2048, m: int = 16, bits: int = 4, rounds: int = 5
-) -> Iterator[Row]:
-    """One row: microseconds of a torch linear alone, of a packed one alone, and of the two in turn.
-
-    Args:
-        rounds: how often the three are measured, each by itself, for `setting.seconds / rounds`; medians count.
-    """
+def bench_alternating(setting: Setting, *, size: int = 2048, m: int = 16, bits: int = 4) -> Iterator[Row]:
+    """One row: microseconds of a torch linear alone, of a packed one alone, and of the two in turn."""
     spec, x = QuantSpec(bits, 128), torch.randn(m, size).to(setting.dtype)
     layers = copies(setting, random_layer(size, size, spec, setting.device, setting.dtype))
     weights = [torch.randn(size, size).to(setting.dtype) for _ in range(setting.copies(size * size * x.itemsize))]
@@ -36,11 +30,9 @@ def bench_alternating(
         dense(repetition)
         packed(repetition)
 
-    found: dict[str, list[float]] = {"torch": [], "packed": [], "both": []}
-    for _ in range(rounds):
-        for name, call in (("torch", dense), ("packed", packed), ("both", both)):
-            found[name].append(setting.timed({name: call})[name]["us"])
-    us = {name: statistics.median(values) for name, values in found.items()}
+    pairs = Rotation([partial(both, repetition) for repetition in range(max(len(dense), len(packed)))])
+    took = setting.timed({"torch": dense, "packed": packed, "both": pairs})
+    torch_us, packed_us = took["torch"]["us"], took["packed"]["us"]
     yield {
         "bench": "alternating",
         "bits": bits,
@@ -49,10 +41,8 @@ def bench_alternating(
         "n": size,
         "k": size,
         "dtype": setting.dtype_name,
-        "us": us["both"],
-        "us_q1": min(found["both"]),
-        "us_q3": max(found["both"]),
-        "torch_us": us["torch"],
-        "packed_us": us["packed"],
-        "overhead": us["both"] / (us["torch"] + us["packed"]) - 1,
+        **took["both"],
+        "torch_us": torch_us,
+        "packed_us": packed_us,
+        "overhead": took["both"]["us"] / (torch_us + packed_us) - 1,
     }

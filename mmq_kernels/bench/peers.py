@@ -21,6 +21,8 @@ Calls = Callable[[Tensor], Rotation]
 
 GROUPS = (32, 64, 128, 256)
 ORT_BITS = (2, 4, 8)
+_POOL_SETTLES = 0.05
+"""Seconds after which the threads of ONNX Runtime's pool, which is not torch's, have gone to sleep."""
 ORT_LEVELS = {"ort_float": 1, "ort_a8": 4}
 
 
@@ -69,7 +71,8 @@ def ort(setting: Setting, n: int, k: int, bits: int, group: int, level: int) -> 
 
     def calls(x: Tensor) -> Rotation:
         given = {"x": x.float().numpy()}
-        return Rotation([lambda session=session: session.run(None, given) for session in sessions])  # type: ignore[misc]
+        each = [lambda session=session: session.run(None, given) for session in sessions]  # type: ignore[misc]
+        return Rotation(each, _POOL_SETTLES)
 
     return calls
 

@@ -29,9 +29,14 @@ _CALLS_PER_BATCH = 32
 
 @dataclass(frozen=True)
 class Rotation:
-    """One call on each of several copies of a weight in turn, so that none is found in a cache."""
+    """One call on each of several copies of a weight in turn, so that none is found in a cache.
+
+    Attributes:
+        pause: seconds to wait behind a turn: threads of a pool that has nothing to do go in circles for a while.
+    """
 
     each: Sequence[Callable[[], object]]
+    pause: float = 0.0
 
     def __call__(self, repetition: int) -> object:
         return self.each[repetition % len(self.each)]()
@@ -90,6 +95,8 @@ def _timed_eagerly(
                 call(repetition)
                 synchronize(device)
                 times[name].append((clock() - begin) * 1e6)
+            if isinstance(call, Rotation) and call.pause:
+                time.sleep(call.pause)
     return {name: _summary(values, len(values)) for name, values in times.items()}
 
 

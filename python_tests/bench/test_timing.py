@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import time
 import types
 from functools import partial
 
@@ -108,6 +109,15 @@ def test_a_turn_of_a_rotation_goes_around_twice_and_counts_once() -> None:
     turn = ["around 0", "around 1", "around 2"]
     assert seen == ["around 0", "one 0", *turn, *turn, "one 1", *turn, *turn, "one 2"]
     assert took["around"]["calls"] == 6 and took["one"]["calls"] == 2
+
+
+def test_others_wait_behind_a_pool_that_settles(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(time, "sleep", seen.append)
+    pool = Rotation([lambda: seen.append("pool")] * 2, pause=0.05)
+    timed({"pool": pool, "ours": lambda _: seen.append("ours")}, 0, CPU, least=2)
+    turn = ["pool", "pool", "pool", "pool", 0.05, "ours"]
+    assert seen == ["pool", "ours", *turn, *turn]
 
 
 def test_graphs_take_turns_between_events(monkeypatch: pytest.MonkeyPatch) -> None:
