@@ -144,7 +144,8 @@ class BuildNative(build_ext):
         # must not recompile for that. -MMD lists no system headers, so build_config.h comes by -I.
         flags = " ".join([f"-I{escape(build)}", *(f"-isystem {escape(folder)}" for folder in includes)])
         link = f"-shared -fopenmp -Wl,--as-needed {sanitizing}"
-        sources = [ROOT / "csrc" / "bindings.cpp", *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
+        bindings = [ROOT / "csrc" / name for name in ("bindings.cpp", "repeated.cpp")]
+        sources = [*bindings, *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
         lines = [
             f"cxx = {os.environ.get('CXX') or 'c++'}",
             "rule cxx",

@@ -19,20 +19,6 @@ namespace py = pybind11;
 namespace mmq {
 namespace {
 
-Weight weight_of(int bits, int64_t group_size, int64_t n, int64_t k, Address words, Address scale,
-                 int scale_dtype, Address zero) {
-    const int64_t columns = group_columns(group_size, k);
-    return {bits,
-            n,
-            k,
-            columns,
-            ceil_div(k, columns),
-            pointer<const int32_t>(words),
-            pointer<const void>(scale),
-            dtype_of(scale_dtype, "scale_dtype"),
-            pointer<const int32_t>(zero)};
-}
-
 void bind_packing(py::module_& module) {
     module.def(
         "pack",
@@ -77,19 +63,10 @@ void bind_products(py::module_& module) {
         "gemm",
         [](Address x, Address words, Address scale, Address zero, Address bias, Address y, int bits,
            int64_t group_size, int64_t m, int64_t n, int64_t k, int dtype, int scale_dtype, int activation,
-           int threads, const std::string& isa, int activation_bits) {
-            check(bits, n, k, threads);
-            require(m >= 0, "m", "at least 0", m);
-            require(activation_bits == 8 || activation_bits == 16, "activation_bits", "8 or 16",
-                    activation_bits);
-            const GemmArgs args = {weight_of(bits, group_size, n, k, words, scale, scale_dtype, zero),
-                                   m,
-                                   pointer<const void>(x),
-                                   pointer<const void>(bias),
-                                   pointer<void>(y),
-                                   dtype_of(dtype, "dtype"),
-                                   activation_of(activation),
-                                   threads};
+           int activation_bits, int threads, const std::string& isa) {
+            const Product product = {bits,       group_size,     m, n, k, dtype, scale_dtype,
+                                     activation, activation_bits};
+            const GemmArgs args = product.with(x, words, scale, zero, bias, y, threads);
             const Kernels& chosen = kernels(isa);
             py::gil_scoped_release unlocked;
             (activation_bits == 8 ? chosen.gemm_integer : chosen.gemm)(args);
@@ -97,8 +74,8 @@ void bind_products(py::module_& module) {
         "y[m, n] = activation(x[m, k] W^T + bias); zero and bias may be 0; activation_bits 16 or 8",
         py::arg("x"), py::arg("words"), py::arg("scale"), py::arg("zero"), py::arg("bias"), py::arg("y"),
         py::arg("bits"), py::arg("group_size"), py::arg("m"), py::arg("n"), py::arg("k"), py::arg("dtype"),
-        py::arg("scale_dtype"), py::arg("activation"), py::arg("threads") = 1, py::arg("isa") = "",
-        py::arg("activation_bits") = 16);
+        py::arg("scale_dtype"), py::arg("activation"), py::arg("activation_bits") = 16,
+        py::arg("threads") = 1, py::arg("isa") = "");
     module.def(
         "dequantize",
         [](Address words, Address scale, Address zero, Address out, int bits, int64_t group_size, int64_t n,
@@ -271,6 +248,7 @@ PYBIND11_MODULE(_C, module) {
     mmq::bind_products(module);
     mmq::bind_quantizers(module);
     mmq::bind_descent(module);
+    mmq::bind_repeated(module);
     module.def(
         "isa", [](const std::string& asked) { return std::string(mmq::kernels(asked).isa); },
         "instruction set in use", py::arg("isa") = "");

@@ -51,7 +51,46 @@ inline Activation activation_of(int code) {
     return static_cast<Activation>(code);
 }
 
+inline Weight weight_of(int bits, int64_t group_size, int64_t n, int64_t k, Address words, Address scale,
+                        int scale_dtype, Address zero) {
+    const int64_t columns = group_columns(group_size, k);
+    return {bits,
+            n,
+            k,
+            columns,
+            ceil_div(k, columns),
+            pointer<const int32_t>(words),
+            pointer<const void>(scale),
+            dtype_of(scale_dtype, "scale_dtype"),
+            pointer<const int32_t>(zero)};
+}
+
+// What is known of a product before its tensors are: these numbers, of which the last is 16 or 8.
+struct Product {
+    int bits;
+    int64_t group_size, m, n, k;
+    int dtype, scale_dtype, activation, activation_bits;
+
+    GemmArgs with(Address x, Address words, Address scale, Address zero, Address bias, Address y,
+                  int threads) const {
+        check(bits, n, k, threads);
+        require(m >= 0, "m", "at least 0", m);
+        require(activation_bits == 8 || activation_bits == 16, "activation_bits", "8 or 16", activation_bits);
+        return {weight_of(bits, group_size, n, k, words, scale, scale_dtype, zero),
+                m,
+                pointer<const void>(x),
+                pointer<const void>(bias),
+                pointer<void>(y),
+                dtype_of(dtype, "dtype"),
+                activation_of(activation),
+                threads};
+    }
+};
+
 // Adds the CUDA kernels to a module; in bindings_cuda.cpp.
 void bind_cuda(pybind11::module_ module);
+
+// Adds what makes a product again; in repeated.cpp.
+void bind_repeated(pybind11::module_& module);
 
 }  // namespace mmq

@@ -153,6 +153,21 @@ class Backend(ABC):
         """The same with x rounded to 8 bits; `mmq_kernels.backends.integer` has the equations."""
         raise NotImplementedError(f"{self.name} multiplies no activations of 8 bits")
 
+    def native_product(
+        self,
+        x: Tensor,
+        runtime: RuntimeWeight,
+        bias: Tensor | None,
+        spec: QuantSpec,
+        n: int,
+        activation: str,
+        perm: Tensor | None,
+        input_scale: Tensor | None,
+        activation_bits: int,
+    ) -> tuple[int, ...] | None:
+        """Numbers from which the extension makes such a product by itself, x ``[..., k]``; None: it takes `gemm`."""
+        return None
+
     @abstractmethod
     def dequantize(
         self, runtime: RuntimeWeight, spec: QuantSpec, n: int, k: int, layout: str, dtype: torch.dtype

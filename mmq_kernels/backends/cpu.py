@@ -122,28 +122,28 @@ class CpuBackend(Backend):
         if bias is not None and (bias.dtype is not x.dtype or not bias.is_contiguous()):
             bias = bias.detach().to(x.dtype).contiguous()
         weight, scale, zero = runtime
-        m, k = x.shape
-        y = torch.empty(m, n, dtype=x.dtype)
+        y = torch.empty(len(x), n, dtype=x.dtype)
+        numbers = _numbers(x, scale, spec, n, activation, activation_bits)
         _native.module().gemm(
-            x.data_ptr(),  # one by one: a tuple of them takes longer, which one token would notice
-            weight.data_ptr(),
-            scale.data_ptr(),
-            0 if zero is None else zero.data_ptr(),
-            0 if bias is None else bias.data_ptr(),
-            y.data_ptr(),
-            spec.bits,
-            spec.group_size,
-            m,
-            n,
-            k,
-            DTYPES.index(x.dtype),
-            DTYPES.index(scale.dtype),
-            ACTIVATIONS.index(activation),
-            torch.get_num_threads(),
-            isa,
-            activation_bits,
+            *addresses(x, weight, scale, zero, bias, y), *numbers, threads=torch.get_num_threads(), isa=isa
         )
         return y
+
+    def native_product(
+        self,
+        x: Tensor,
+        runtime: RuntimeWeight,
+        bias: Tensor | None,
+        spec: QuantSpec,
+        n: int,
+        activation: str,
+        perm: Tensor | None,
+        input_scale: Tensor | None,
+        activation_bits: int,
+    ) -> tuple[int, ...] | None:
+        if perm is not None or input_scale is not None or (bias is not None and bias.dtype is not x.dtype):
+            return None
+        return _numbers(x, runtime.scale, spec, n, activation, activation_bits)
 
     def dequantize(
         self,
@@ -293,6 +293,14 @@ class CpuBackend(Backend):
             isa,
         )
         return Descended(after[0], after[1], after[2], moved, gained)
+
+
+def _numbers(
+    x: Tensor, scale: Tensor, spec: QuantSpec, n: int, activation: str, activation_bits: int
+) -> tuple[int, ...]:
+    """Of a product, in the order of `Product` in csrc/bindings.h; x ``[..., k]``."""
+    k, dtypes = x.shape[-1], (DTYPES.index(x.dtype), DTYPES.index(scale.dtype))
+    return (spec.bits, spec.group_size, x.numel() // k, n, k, *dtypes, ACTIVATIONS.index(activation), activation_bits)
 
 
 def _zeros_by_tile(zero: Tensor, bits: int, shape: tuple[int, ...]) -> Tensor:

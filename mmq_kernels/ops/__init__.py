@@ -112,6 +112,11 @@ def product(
     numbers: tuple[int | str, ...],
 ) -> Tensor:
     """`gemm` with its numbers in one tuple, which a layer keeps: made anew, they would be looked up at every call."""
+    if not torch.compiler.is_compiling():
+        last = repeated.last_call(weight)
+        y = None if last is None else last.again(x, weight, scale, zero, perm, input_scale, bias, numbers)
+        if y is not None:
+            return y
     if dispatch.straight(x):
         with torch._C._AutoDispatchBelowAutograd():
             return _product(x, weight, scale, zero, perm, input_scale, bias, numbers)
@@ -125,16 +130,17 @@ def _gemm(x, weight, scale, zero, perm, input_scale, bias, *numbers):
 
 def _product(x, weight, scale, zero, perm, input_scale, bias, numbers):
     _, _, n, k, layout, activation, _, activation_bits = numbers
-    last = repeated.last_call(weight)
-    if last is None or not last.was(x, scale, zero, perm, input_scale, bias, numbers):
-        others = (scale, zero, perm, input_scale, bias)
-        last = repeated.LastCall(x, *others, numbers, *_find(x, (weight, *others), numbers))
-        repeated.keep(weight, last)
+    others, last = (scale, zero, perm, input_scale, bias), repeated.last_call(weight)
+    if last is None or not last.was(x, *others, numbers):
+        found = _find(x, (weight, *others), numbers)
+        repeated.keep(x, weight, *others, numbers, found)
+    else:
+        found = last.found
     matrix = x.dim() == 2
     rows = (x if matrix else x.reshape(-1, k)).contiguous()
-    arguments = (rows, RuntimeWeight(weight, scale, zero), bias, last.spec, n, layout, activation, perm, input_scale)
-    chosen = last.backend
-    y = chosen.gemm(*arguments, last.kernel) if activation_bits == 16 else chosen.gemm_integer(*arguments)
+    chosen = found.backend
+    arguments = (rows, RuntimeWeight(weight, scale, zero), bias, found.spec, n, layout, activation, perm, input_scale)
+    y = chosen.gemm(*arguments, found.kernel) if activation_bits == 16 else chosen.gemm_integer(*arguments)
     return y if matrix else torch.ops.aten._unsafe_view.default(y, [*x.shape[:-1], n])  # no view of what nobody has
 
 
@@ -145,7 +151,7 @@ def _find(x, tensors, numbers):
     spec = checks.gemm(x, *checked)
     about = {"spec": spec, "dtype": x.dtype, "layout": layout, "m": x.numel() // k, "n": n, "k": k}
     choice = select("gemm", x.device, **about, forced=backend or None, activation_bits=activation_bits)
-    return spec, backends.backend(choice.backend), choice.kernel
+    return repeated.Found(spec, backends.backend(choice.backend), choice.kernel)
 
 
 def _gemm_fake(

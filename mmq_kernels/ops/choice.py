@@ -20,7 +20,7 @@ from mmq_kernels.backends import Call
 from mmq_kernels.backends.costs import costs
 from mmq_kernels.spec import QuantSpec
 
-_forced: ContextVar[str | None] = ContextVar("mmq_forced_backend", default=None)
+forced_in_context: ContextVar[str | None] = ContextVar("mmq_forced_backend", default=None)
 
 
 @dataclass(frozen=True)
@@ -43,16 +43,16 @@ def use_backend(name: str) -> Iterator[None]:
         ValueError: for an unknown name.
     """
     parse(name, "backend")
-    token = _forced.set(name)
+    token = forced_in_context.set(name)
     try:
         yield
     finally:
-        _forced.reset(token)
+        forced_in_context.reset(token)
 
 
 def forced_backend() -> str | None:
     """What `use_backend` or ``MMQ_BACKEND`` asks for: a backend, "backend/kernel", or None."""
-    name = _forced.get()
+    name = forced_in_context.get()
     if name is None:
         name = os.environ.get("MMQ_BACKEND") or None
         if name is not None:

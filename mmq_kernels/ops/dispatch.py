@@ -7,32 +7,15 @@ what the dispatcher would have found nothing to do for.
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-_Keys, _Key = torch._C.DispatchKeySet, torch._C.DispatchKey
-_DEVICES = (_Key.CPU, _Key.CUDA)
-_PASSING = (_Key.AutogradCPU, _Key.AutogradCUDA, _Key.ADInplaceOrView, _Key.BackendSelect)
-"""Keys with nothing to do: gradients are off, and the others are for ops that write to tensors, or get none."""
+from mmq_kernels import _native
 
 
 def straight(x: Tensor) -> bool:
-    """Whether a product of x meets nothing on its way; never where gradients are on."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch.is_grad_enabled()
-        or type(x) is not Tensor
-        or torch._C._len_torch_function_stack()
-        or torch.autograd._profiler_enabled()
-        or forward_ad._current_level >= 0
-    ) and _straight(
-        torch._C._dispatch_keys(x).raw_repr(),
-        torch._C._dispatch_tls_local_include_set().raw_repr(),
-        torch._C._dispatch_tls_local_exclude_set().raw_repr(),
-    )
+    """Whether a product of x meets nothing on its way; never where gradients are on, or without the extension."""
+    return not torch.compiler.is_compiling() and _native.available() and _native.module().straight(x)
 
 
 def autocast(x: Tensor) -> Tensor:
@@ -41,12 +24,3 @@ def autocast(x: Tensor) -> Tensor:
     if kind == "meta" or not torch.is_autocast_enabled(kind):
         return x
     return x.to(torch.get_autocast_dtype(kind))
-
-
-@lru_cache(maxsize=64)
-def _straight(own: int, included: int, excluded: int) -> bool:
-    """Whether the first kernel that does anything is the CPU's or CUDA's, of the three sets that torch looks at."""
-    keys = (_Keys.from_raw_repr(own) | _Keys.from_raw_repr(included)) - _Keys.from_raw_repr(excluded)
-    for key in _PASSING:
-        keys = keys.remove(key)
-    return keys.highestPriorityTypeId() in _DEVICES

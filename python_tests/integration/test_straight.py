@@ -1,14 +1,23 @@
 """Calls that leave torch's dispatcher out, and what one call remembers for the next: nothing may be seen of either."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from packed import K, N, layer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mmq_kernels import ops
+from mmq_kernels import _native, ops
+from mmq_kernels.backends.cpu import CpuBackend
 from mmq_kernels.ops import dispatch, repeated
 from mmq_kernels.spec import QuantSpec
+
+SETTINGS = [{"ordered": True, "scaled": True}, {"bias": True}]
+"""With what Python does to x before the kernel, and without."""
+
+needs_extension = pytest.mark.skipif(not _native.available(), reason="no compiled extension")
 
 
 class Seen(TorchDispatchMode):
@@ -47,7 +56,7 @@ def test_same_bits_either_way(off, settings, device) -> None:
     for shape in ((3, K), (K,), (2, 1, K), (0, K)):
         x = torch.randn(shape, device=device)
         with off():
-            assert dispatch.straight(x)
+            assert dispatch.straight(x) == _native.available()
             short = q(x)
         long = q(x)
         assert not dispatch.straight(x) and short.shape == (*shape[:-1], N)
@@ -96,8 +105,10 @@ def test_an_output_is_no_view_that_autograd_remembers() -> None:
     assert y.requires_grad
 
 
-def test_a_call_like_the_last_is_not_checked_again(monkeypatch) -> None:
-    q, x, checked = layer(ordered=True, scaled=True), torch.randn(3, K), counted(monkeypatch)
+@needs_extension
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_a_call_like_the_last_is_not_checked_again(settings, monkeypatch) -> None:
+    q, x, checked = layer(**settings), torch.randn(3, K), counted(monkeypatch)
     with torch.no_grad():
         for _ in range(3):
             q(x)
@@ -112,7 +123,6 @@ def test_a_call_like_the_last_is_not_checked_again(monkeypatch) -> None:
         lambda q, x: q(x[:, :-1]),
         lambda q, x: q(x.bfloat16()),
         lambda q, x: q.to(torch.bfloat16)(x),
-        lambda q, x: (q.perm.copy_(q.perm.flip(0)), q(x)),
         lambda q, x: (setattr(q, "activation_bits", 8), q(x)),
         lambda q, x: (setattr(q, "activation", "relu"), q(x)),
         lambda q, x: (setattr(q, "bias", None), q(x)),
@@ -121,8 +131,9 @@ def test_a_call_like_the_last_is_not_checked_again(monkeypatch) -> None:
         lambda q, x: (setattr(q, "scale_runtime", q.scale_runtime.clone()), q(x)),
     ],
 )
-def test_what_changed_is_checked(change, monkeypatch) -> None:
-    q, x, checked = layer(ordered=True, scaled=True), torch.randn(3, K), counted(monkeypatch)
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_what_changed_is_checked(change, settings, monkeypatch) -> None:
+    q, x, checked = layer(**settings), torch.randn(3, K), counted(monkeypatch)
     with torch.no_grad():
         q(x)
         try:
@@ -130,6 +141,82 @@ def test_what_changed_is_checked(change, monkeypatch) -> None:
         except ValueError as error:
             assert "must be" in str(error)
     assert len(checked) == 2
+
+
+def test_an_order_written_to_is_checked(monkeypatch) -> None:
+    q, x, checked = layer(ordered=True), torch.randn(3, K), counted(monkeypatch)
+    with torch.no_grad():
+        first = q(x)
+        q.perm.copy_(q.perm.flip(0))
+        assert not torch.equal(q(x), first)
+    assert len(checked) == 2
+
+
+@needs_extension
+def test_again_takes_no_python(monkeypatch) -> None:
+    """On a CPU, whatever the shape and the number of threads, and wherever the tensors lie by then."""
+    q = layer(bias=True, activation="gelu")
+    with torch.no_grad():
+        for shape in ((3, K), (K,), (2, 1, K), (0, K)):
+            x = torch.randn(shape)
+            expected = q(x)
+            with monkeypatch.context() as without:
+                for name in ("gemm", "gemm_integer"):
+                    without.setattr(CpuBackend, name, None)
+                assert torch.equal(q(x), expected) and q(x).shape == expected.shape
+                for tensor in (q.weight_runtime, q.scale_runtime, q.zero_runtime, q.bias):
+                    tensor.data = tensor.data.clone()
+                assert torch.equal(q(x.clone()), expected)
+                torch.set_num_threads(1)
+                assert torch.equal(q(x), expected)
+                torch.set_num_threads(2)
+        q.activation_bits = 8
+        rounded = q(x)
+        monkeypatch.setattr(CpuBackend, "gemm_integer", None)
+        assert torch.equal(q(x), rounded)
+
+
+@needs_extension
+def test_what_a_kernel_cannot_read_goes_the_long_way() -> None:
+    q, x = layer(bias=True), torch.randn(4, K)
+    with torch.no_grad():
+        expected = q(x)
+        assert torch.equal(q(x.t().contiguous().t()), expected)
+        apart = torch.randn(4, 2 * K)
+        apart[:, ::2] = x
+        assert torch.equal(q(apart[:, ::2]), expected)
+        spread = torch.zeros(N, 2)
+        spread[:, 0] = q.bias
+        q.bias.data = spread[:, 0]
+        assert torch.equal(q(x), expected)
+        q.bias.data = q.bias.data.half()
+        assert torch.allclose(q(x), expected, atol=1e-2)
+        assert torch.equal(q(x), q(x))
+
+
+def test_the_environment_is_looked_at_each_time(monkeypatch) -> None:
+    q, x = layer(), torch.randn(3, K)
+    with torch.no_grad():
+        expected = q(x)
+        monkeypatch.setenv("MMQ_BACKEND", "nothing")
+        with pytest.raises(ValueError, match="MMQ_BACKEND must be one of"):
+            q(x)
+        monkeypatch.delenv("MMQ_BACKEND")
+        assert torch.equal(q(x), expected)
+        if _native.available():
+            monkeypatch.setenv("MMQ_CPU_ISA", "mmx")
+            with pytest.raises(ValueError, match="MMQ_CPU_ISA must be one of"):
+                q(x)
+
+
+@pytest.mark.parametrize("copier", [copy.deepcopy, lambda q: pickle.loads(pickle.dumps(q))], ids=["copy", "pickle"])
+def test_a_copy_remembers_nothing(copier) -> None:
+    q, x = layer(), torch.randn(3, K)
+    with torch.no_grad():
+        expected = q(x)
+        other = copier(q)
+        assert repeated.last_call(other.weight_runtime) is None
+        assert torch.equal(other(x), expected)
 
 
 def test_what_is_wrong_is_still_refused() -> None:
@@ -161,6 +248,7 @@ def test_who_is_asked_for_serves() -> None:
         q(x)
 
 
+@needs_extension
 def test_the_memory_of_a_weight_goes_with_it() -> None:
     import gc
     import weakref
