@@ -15,7 +15,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 _CPU_ROTATED_BYTES = 160 * 2**20
 _CUDA_ROTATED_BYTES = 256 * 2**20
-_QUICK_ROTATED_BYTES = 8 * 2**20
+_QUICK_ROTATED_BYTES = 2**20
 
 
 @dataclass(frozen=True)

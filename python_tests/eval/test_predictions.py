@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,15 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     write_vqa(root / "vqav2", images=5)
     write_flickr(root / "flickr30k", images=7)
     return {"caption": root / "coco", "vqa": root / "vqav2", "retrieval": root / "flickr30k"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As in killed.py, which forks: torch's sums depend on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

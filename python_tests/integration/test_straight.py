@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -152,8 +153,16 @@ def test_an_order_written_to_is_checked(monkeypatch) -> None:
     assert len(checked) == 2
 
 
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Sets their number, for one test."""
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @needs_extension
-def test_again_takes_no_python(monkeypatch) -> None:
+def test_again_takes_no_python(threads, monkeypatch) -> None:
     """On a CPU, whatever the shape and the number of threads, and wherever the tensors lie by then."""
     q = layer(bias=True, activation="gelu")
     with torch.no_grad():
@@ -167,9 +176,9 @@ def test_again_takes_no_python(monkeypatch) -> None:
                 for tensor in (q.weight_runtime, q.scale_runtime, q.zero_runtime, q.bias):
                     tensor.data = tensor.data.clone()
                 assert torch.equal(q(x.clone()), expected)
-                torch.set_num_threads(1)
-                assert torch.equal(q(x), expected)
-                torch.set_num_threads(2)
+                for count in (1, 2):
+                    threads(count)
+                    assert torch.equal(q(x), expected)
         q.activation_bits = 8
         rounded = q(x)
         monkeypatch.setattr(CpuBackend, "gemm_integer", None)
