@@ -9,18 +9,16 @@ WORKERS ?= auto
 BOTH_LINES ?= python_tests/models/test_families.py python_tests/checkpoint/test_pretrained.py
 TRANSFORMERS4 := "transformers==4.57.6" "huggingface_hub<1" "tokenizers<0.23" requests urllib3 charset-normalizer idna certifi
 OUT ?= gpu-out
-# AVX-512 is masked off for everything but the tests that ask for an instruction set.
-ISA ?= avx2
+# Tests of GPU kernels do not meet the CPU's.
 OF_GPUS := --ignore-glob='*/test_cuda_*' --ignore-glob='*/test_triton_*' --ignore-glob='*/test_ptx*'
-# Who calls the CPU kernels from tensors of the tests' own; SANITIZED=python_tests runs everything.
-SANITIZED ?= python_tests/backends python_tests/ops python_tests/nn python_tests/integration $(OF_GPUS)
+SANITIZED ?= python_tests $(OF_GPUS)
 # A thread that waits gives its core away, which counts where other processes want it.
 export OMP_WAIT_POLICY ?= passive
 BIN := $(VENV)/bin
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 FORMATTED := $(filter %.cpp %.h %.inl %.cu %.cuh,$(CSRC))
 
-.PHONY: help setup demo test masked sanitize lint format bench gpu clean
+.PHONY: help setup demo test sanitize lint format bench gpu clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -51,17 +49,14 @@ test: setup lint $(VENV)/.transformers4  ## linters, type checks and the test su
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 	PYTHONPATH=$(VENV)/transformers4 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(BOTH_LINES)
 
-masked: setup  ## the suite again with AVX-512 masked off, but for the tests of GPU kernels, which do not meet the CPU's
-	MMQ_CPU_ISA=$(ISA) $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(OF_GPUS) $(ARGS)
-
 # Torch has the real allocator's tensors watched too: the sanitizer's allocator is loaded before everything else. What a
 # sanitizer says on its way out would be lost with what pytest captures of file descriptors.
-sanitize: setup  ## the tests of the CPU kernels under AddressSanitizer and UBSan, AVX-512 off where tests do not ask for it
+sanitize: setup  ## the suite under AddressSanitizer and UBSan, AVX-512 masked off where a test does not ask for it
 	MMQ_SANITIZE=address,undefined MMQ_CUDA=off $(BIN)/python setup.py --quiet build --build-lib build/sanitized
-	PYTHONPATH=build/sanitized MMQ_CPU_ISA=$(ISA) PYTHONDONTWRITEBYTECODE=1 \
+	PYTHONPATH=build/sanitized MMQ_CPU_ISA=avx2 PYTHONDONTWRITEBYTECODE=1 \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	LD_PRELOAD=$$($${CXX:-c++} -print-file-name=libasan.so):$$($${CXX:-c++} -print-file-name=libubsan.so) \
-	$(BIN)/pytest --capture=sys -p no:cacheprovider -n $(WORKERS) --dist loadgroup $(SANITIZED)
+	$(BIN)/pytest --capture=sys -p no:cacheprovider -n $(WORKERS) --dist loadgroup $(SANITIZED) $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .
