@@ -100,17 +100,25 @@ void multiply_tile(const GemmArgs& args, const FewTokens& in, int64_t tile_index
     }
 }
 
-// Sums of x over each segment, whole grains, the zeros after the last column too. In fp64: a sum of x may cancel.
-void sum_segments(const Weight& w, int tokens, const float* x, float* sums) {
-    each_segment(w, [&](int64_t begin, int64_t end, int64_t) {
-        for (int t = 0; t < tokens; ++t) {
-            double lanes[kGrainColumns] = {};
-            for (int64_t i = begin; i < end; i += kGrainColumns) {
-                for (int c = 0; c < kGrainColumns; ++c) lanes[c] += x[(i + c) * tokens + t];
-            }
-            *sums++ = static_cast<float>(std::accumulate(lanes, lanes + kGrainColumns, 0.0));
+// Columns [begin, end) of all tokens -> x [k][TOKENS], and their sums over these columns. Missing tokens are zeros: cheaper
+// than kernels for every number. Sums are made in fp64: they may cancel.
+template <int TOKENS>
+void load_segment(const GemmArgs& args, int64_t begin, int64_t end, float* x, float* sums) {
+    float run[kSegmentColumns];
+    const int64_t count = end - begin;
+    x += begin * TOKENS;
+    for (int64_t t = 0; t < TOKENS; ++t) {
+        if (t >= args.m) std::fill_n(run, count, 0.0f);
+        if (t < args.m) load_row(args.x, args.dtype, t * args.weight.k + begin, count, run);
+        for (int64_t i = 0; i < count; ++i) x[i * TOKENS + t] = run[i];
+        double lanes[kGrainColumns] = {};
+        int64_t i = 0;
+        for (; i + kGrainColumns <= count; i += kGrainColumns) {
+            for (int c = 0; c < kGrainColumns; ++c) lanes[c] += run[i + c];
         }
-    });
+        for (int c = 0; i + c < count; ++c) lanes[c] += run[i + c];
+        sums[t] = static_cast<float>(std::accumulate(lanes, lanes + kGrainColumns, 0.0));
+    }
 }
 
 // `tokens` tokens from `first` on -> x [k][stride], the first so many of each row.
@@ -132,16 +140,15 @@ void gemm_few(const GemmArgs& args) {
     const Weight& w = args.weight;
     const int64_t columns = ceil_div(w.k, kGrainColumns) * kGrainColumns;
     const AlignedFloats x(TOKENS * columns), sums(count_segments(w) * TOKENS);
-    // Missing tokens, and columns past k, are zeros: cheaper than kernels for every number.
-    if (args.m < TOKENS) {
-        std::fill_n(x.data(), TOKENS * columns, 0.0f);
-    } else {
-        std::fill_n(x.data() + TOKENS * w.k, TOKENS * (columns - w.k), 0.0f);
-    }
-    transpose_tokens(args, 0, args.m, TOKENS, x.data());
-    if (w.zero != nullptr) sum_segments(w, TOKENS, x.data(), sums.data());
+    std::fill_n(x.data() + TOKENS * w.k, TOKENS * (columns - w.k), 0.0f);
+    const int threads = useful_threads(args),
+              parts = args.m > 4 ? threads : 1;  // a fork costs more than few tokens
+    parallel_for(parts, parts, 1, [&](int64_t part) {
+        each_segment_of(w, part, parts, [&](int64_t begin, int64_t end, int64_t segment) {
+            load_segment<TOKENS>(args, begin, end, x.data(), sums.data() + segment * TOKENS);
+        });
+    });
     const FewTokens in = {x.data(), sums.data()};
-    const int threads = useful_threads(args);
     parallel_for(threads, tiles_of(w.n), tiles_in_a_run(args, threads),
                  [&](int64_t tile) { multiply_tile<BITS, TOKENS>(args, in, tile); });
 }

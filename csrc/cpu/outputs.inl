@@ -22,6 +22,17 @@ inline int64_t count_segments(const Weight& w) {
     return count;
 }
 
+// body(begin, end, segment) for those segments whose number is a part of all.
+template <class Body>
+inline void each_segment_of(const Weight& w, int64_t part, int64_t parts, const Body& body) {
+    const int64_t count = count_segments(w);
+    int64_t segment = 0;
+    each_segment(w, [&](int64_t begin, int64_t end, int64_t) {
+        if (segment * parts / count == part) body(begin, end, segment);
+        ++segment;
+    });
+}
+
 // As many threads as find work for about 10 us: waking one takes several.
 inline int useful_threads(const GemmArgs& args) {
     constexpr int64_t kLeastWork = 1 << 18;  // multiplications

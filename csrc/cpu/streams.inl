@@ -147,15 +147,10 @@ void sum_segments(const GemmArgs& args, const StreamBlock& block, int64_t group,
                   int64_t parts) {
     const int64_t size = block.size(group), first = block.begin(group);
     const int64_t last = std::min(size, block.count - first);
-    float* sums = block.sums_of(group);
-    int64_t segment = 0;
-    each_segment(args.weight, [&](int64_t begin, int64_t end, int64_t) {
-        if (segment * parts / block.segments == part) {
-            for (int64_t s = 0; s < size; ++s)
-                sums[s] = s < last ? sum_columns(args, block.first + first + s, begin, end) : 0.0f;
-        }
-        sums += size;
-        ++segment;
+    each_segment_of(args.weight, part, parts, [&](int64_t begin, int64_t end, int64_t segment) {
+        float* sums = block.sums_of(group) + segment * size;
+        for (int64_t s = 0; s < size; ++s)
+            sums[s] = s < last ? sum_columns(args, block.first + first + s, begin, end) : 0.0f;
     });
 }
 
