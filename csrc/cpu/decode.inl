@@ -71,7 +71,7 @@ inline F16 load_any(const void* from, Dtype dtype, int64_t offset) {
     }
 }
 
-// Scale and zero - 2^(BITS-1) of 16 rows.
+// Of 16 rows the scale, and the zero less what codes are less: by default 2^(BITS-1).
 struct Grid {
     F16 scale, zero;
 };
@@ -101,10 +101,11 @@ class TileGrids {
         if (!symmetric()) fetch<1>(zeros_, row_zeros_ + group * kGroupZeros);
     }
 
-    MMQ_INLINE Grid load(int64_t group) const {
+    // For codes q - centre: without zeros, centre is the middle.
+    MMQ_INLINE Grid load(int64_t group, int centre = middle_code(BITS)) const {
         fetch_next(group);
-        const F16 centre = set1(static_cast<float>(middle_code(BITS)));
-        return {scale(group), symmetric() ? set1(0.0f) : sub(zero_codes(group), centre)};
+        const F16 less = set1(static_cast<float>(centre));
+        return {scale(group), symmetric() ? set1(0.0f) : sub(zero_codes(group), less)};
     }
 
   private:

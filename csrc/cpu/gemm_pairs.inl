@@ -74,18 +74,21 @@ struct PairSums {
     }
 };
 
+// Where a product is for few streams, two terms of a code cost less than making one of them.
+template <int BITS, int STREAMS, Codes CODES>
+constexpr Codes kCodesOfTile = BITS >= 7 && STREAMS <= 2 ? Codes::kTerms : CODES;
+
 // sums += the unit at `words` times the pairs of x.
-template <int BITS, int STREAMS>
+template <int BITS, Codes CODES, int STREAMS>
 MMQ_INLINE void multiply_unit(const int32_t* words, const uint32_t* x, PairSums<STREAMS>& sums) {
-    // Where a product is for few streams, two terms of a code cost less than making one of them.
-    constexpr int kTerms = BITS >= 7 && STREAMS <= 2 ? 2 : 1;
+    constexpr int kTerms = CODES == Codes::kTerms ? 2 : 1;
     PairUnit<BITS> unit;
     unit.words = words;
     fetch_unit<BITS>(words);
     each_number<kUnitPairs / kStepPairs>([&](auto step) MMQ_INLINE_LAMBDA {
         __m512i codes[kStepPairs][kTerms];
         unit.template enter<step>();
-        unit.template decode<step>(codes);
+        unit.template decode<step, CODES>(codes);
         each_number<kStepPairs>([&](auto half) MMQ_INLINE_LAMBDA {
             constexpr int kPair = step * kStepPairs + half, kChain = kPair % PairSums<STREAMS>::kChains;
             each_number<STREAMS>([&](auto s) MMQ_INLINE_LAMBDA {
@@ -100,7 +103,7 @@ MMQ_INLINE void multiply_unit(const int32_t* words, const uint32_t* x, PairSums<
 
 // sums += columns [begin, end) of a tile times x, where a unit may be shared between groups: each takes it whole, with zeros
 // for the other's columns.
-template <int BITS, int STREAMS>
+template <int BITS, Codes CODES, int STREAMS>
 MMQ_INLINE void multiply_ragged(const int32_t* words, const uint32_t* x, int64_t begin, int64_t end,
                                 PairSums<STREAMS>& sums) {
     for (int64_t column = begin / kUnitColumns * kUnitColumns; column < end; column += kUnitColumns) {
@@ -113,19 +116,20 @@ MMQ_INLINE void multiply_ragged(const int32_t* words, const uint32_t* x, int64_t
         // The compiler is not told which it is: it would write the products out for both, and pick masked pairs out of
         // registers, at two shuffles each.
         asm("" : "+r"(from) : "m"(masked));
-        multiply_unit<BITS, STREAMS>(words + column / kUnitColumns * (BITS * kTileRows), from, sums);
+        multiply_unit<BITS, CODES>(words + column / kUnitColumns * (BITS * kTileRows), from, sums);
     }
 }
 
 // x [pairs][STREAMS] and its sums [segments][STREAMS], a tile -> y[STREAMS][16].
-template <int BITS, int STREAMS>
+template <int BITS, int STREAMS, Codes CODES>
 void multiply_tile(const Weight& w, const uint32_t* x, const float* x_sums, int64_t tile, float* y) {
+    constexpr Codes kCodes = kCodesOfTile<BITS, STREAMS, CODES>;
     const int32_t* words = Tile<BITS>(w, tile).words;
     const TileGrids<BITS> grids(w, tile);
     std::fill_n(y, STREAMS * kTileRows, 0.0f);
     PairSums<STREAMS> sums;
     const auto end_segment = [&](int64_t group) MMQ_INLINE_LAMBDA {
-        const Grid grid = grids.load(group);
+        const Grid grid = grids.load(group, kCentre<BITS, kCodes>);
         each_number<STREAMS>([&](auto s) MMQ_INLINE_LAMBDA {
             __m512 sum = sums.template total<s>();
             if (!grids.symmetric()) sum = fnma(grid.zero, set1(x_sums[s]), sum);
@@ -146,7 +150,7 @@ void multiply_tile(const Weight& w, const uint32_t* x, const float* x_sums, int6
                 sums.clear();
                 const uint32_t* const end = x + now * kUnitPairs * STREAMS;
                 for (; x != end; x += kUnitPairs * STREAMS, words += BITS * kTileRows)
-                    multiply_unit<BITS, STREAMS>(words, x, sums);
+                    multiply_unit<BITS, kCodes>(words, x, sums);
                 end_segment(group);
             }
         }
@@ -155,7 +159,7 @@ void multiply_tile(const Weight& w, const uint32_t* x, const float* x_sums, int6
     each_segment(w, [&](int64_t begin, int64_t end, int64_t group) MMQ_INLINE_LAMBDA {
         sums.clear();
         // Whole grains: the order of pairs is not that of columns, and x is zero past k.
-        multiply_ragged<BITS, STREAMS>(words, x, begin, ceil_div(end, kGrainColumns) * kGrainColumns, sums);
+        multiply_ragged<BITS, kCodes>(words, x, begin, ceil_div(end, kGrainColumns) * kGrainColumns, sums);
         end_segment(group);
     });
 }
@@ -169,7 +173,7 @@ struct Panel {
     Grid grid[kPanelTiles];
 };
 
-template <int BITS>
+template <int BITS, Codes CODES>
 MMQ_INLINE void decode_unit(const int32_t* words, uint32_t* panel) {
     PairUnit<BITS> unit;
     unit.words = words;
@@ -177,7 +181,7 @@ MMQ_INLINE void decode_unit(const int32_t* words, uint32_t* panel) {
     each_number<kUnitPairs / kStepPairs>([&](auto step) MMQ_INLINE_LAMBDA {
         __m512i codes[kStepPairs][1];
         unit.template enter<step>();
-        unit.template decode<step>(codes);
+        unit.template decode<step, CODES>(codes);
         each_number<kStepPairs>([&](auto half) MMQ_INLINE_LAMBDA {
             _mm512_store_si512(panel, codes[half][0]);
             panel += kPanelTiles * kTileRows;
@@ -224,13 +228,13 @@ constexpr MultiplyPanel kMultiplyPanel[] = {multiply_panel<8>, multiply_panel<10
 
 using MultiplyTile = void (*)(const Weight&, const uint32_t*, const float*, int64_t, float*);
 
-template <int BITS>
+template <int BITS, Codes CODES>
 MultiplyTile tile_kernel(int streams) {
     static constexpr MultiplyTile kQuads[kMostStreams / 4] = {
-        multiply_tile<BITS, 4>, multiply_tile<BITS, 8>, multiply_tile<BITS, 12>, multiply_tile<BITS, 16>,
-        multiply_tile<BITS, 20>};
-    static constexpr MultiplyTile kFew[] = {multiply_tile<BITS, 1>, multiply_tile<BITS, 2>,
-                                            multiply_tile<BITS, 3>};
+        multiply_tile<BITS, 4, CODES>, multiply_tile<BITS, 8, CODES>, multiply_tile<BITS, 12, CODES>,
+        multiply_tile<BITS, 16, CODES>, multiply_tile<BITS, 20, CODES>};
+    static constexpr MultiplyTile kFew[] = {multiply_tile<BITS, 1, CODES>, multiply_tile<BITS, 2, CODES>,
+                                            multiply_tile<BITS, 3, CODES>};
     return streams < 4 ? kFew[streams - 1] : kQuads[streams / 4 - 1];
 }
 
@@ -254,18 +258,18 @@ void store_block(const GemmArgs& args, const StreamBlock& block, int64_t first_t
 }
 
 // A tile and all groups of a block, one after the other.
-template <int BITS>
+template <int BITS, Codes CODES>
 void multiply_block(const GemmArgs& args, const StreamBlock& block, int64_t tile) {
     alignas(64) float y[kBlockStreams * kTileRows];
     for (int64_t g = 0; g < block.groups(); ++g)
-        tile_kernel<BITS>(block.size(g))(args.weight, block.x_of(g), block.sums_of(g), tile,
-                                         y + block.begin(g) * kTileRows);
+        tile_kernel<BITS, CODES>(block.size(g))(args.weight, block.x_of(g), block.sums_of(g), tile,
+                                                y + block.begin(g) * kTileRows);
     store_block<1>(args, block, tile, y);
 }
 
 // The tiles of a panel and all groups of a block, segment by segment. While a panel meets the groups, the next is decoded,
 // some units after each group, so that words are read all along and not in bursts.
-template <int BITS>
+template <int BITS, Codes CODES>
 void multiply_strip(const GemmArgs& args, const StreamBlock& block, int64_t first_tile) {
     const Weight& w = args.weight;
     int64_t tile[kPanelTiles];
@@ -290,8 +294,9 @@ void multiply_strip(const GemmArgs& args, const StreamBlock& block, int64_t firs
         const auto decode = [&](int64_t from, int64_t to) {
             for (int64_t i = from; i < to; ++i) {
                 const int64_t unit = i / kPanelTiles, r = i % kPanelTiles;
-                decode_unit<BITS>(Tile<BITS>(w, tile[r]).words + (first_unit + unit) * (BITS * kTileRows),
-                                  next.codes + (unit * kUnitPairs * kPanelTiles + r) * kTileRows);
+                decode_unit<BITS, CODES>(
+                    Tile<BITS>(w, tile[r]).words + (first_unit + unit) * (BITS * kTileRows),
+                    next.codes + (unit * kUnitPairs * kPanelTiles + r) * kTileRows);
             }
         };
         if (segment < 0) {
@@ -302,7 +307,8 @@ void multiply_strip(const GemmArgs& args, const StreamBlock& block, int64_t firs
                 decode(units * g / groups, units * (g + 1) / groups);
             }
         }
-        for (int r = 0; r < kPanelTiles; ++r) next.grid[r] = TileGrids<BITS>(w, tile[r]).load(group);
+        for (int r = 0; r < kPanelTiles; ++r)
+            next.grid[r] = TileGrids<BITS>(w, tile[r]).load(group, kCentre<BITS, CODES>);
         ++segment;
         first = begin / 2;
         pairs = ceil_div(end - begin, kGrainColumns) * kGrainPairs;
@@ -311,8 +317,8 @@ void multiply_strip(const GemmArgs& args, const StreamBlock& block, int64_t firs
     store_block<kPanelTiles>(args, block, first_tile, y);
 }
 
-template <int BITS>
-void gemm_bits(const GemmArgs& args) {
+template <int BITS, Codes CODES>
+void gemm_codes(const GemmArgs& args) {
     const Weight& w = args.weight;
     const int threads = useful_threads(args);
     const int64_t streams = args.m * terms_of(args.dtype), tiles = tiles_of(w.n);
@@ -337,10 +343,20 @@ void gemm_bits(const GemmArgs& args) {
         if (panels) {
             parallel_for(threads, ceil_div(tiles, kPanelTiles),
                          ceil_div(tiles_in_a_run(args, threads), kPanelTiles),
-                         [&](int64_t i) { multiply_strip<BITS>(args, block, i * kPanelTiles); });
+                         [&](int64_t i) { multiply_strip<BITS, CODES>(args, block, i * kPanelTiles); });
         } else {
             parallel_for(threads, tiles, tiles_in_a_run(args, threads),
-                         [&](int64_t tile) { multiply_block<BITS>(args, block, tile); });
+                         [&](int64_t tile) { multiply_block<BITS, CODES>(args, block, tile); });
         }
     }
+}
+
+template <int BITS>
+void gemm_bits(const GemmArgs& args) {
+    if constexpr (BITS == 7) {
+        // Where something is taken away anyway, and 16 bits of an output have no use for the last of 24.
+        if (args.dtype == Dtype::kBFloat16 && args.weight.zero != nullptr)
+            return gemm_codes<BITS, Codes::kOffset>(args);
+    }
+    gemm_codes<BITS, Codes::kCentred>(args);
 }

@@ -10,7 +10,18 @@
 //          3, 5, 6   beside a nibble of plane 0, the field of one step or two, the bits of plane 1 replace the other nibble:
 //                    one selection for all columns of those steps. Then as above; 6 bits look at two registers of table
 //          7, 8      two tables of 16: the low four bits, and the rest; two registers whose sum is the code. Or one, dearer
-//                    to decode for half the products: 7 bits from two tables of 64, 8 by conversion
+//                    to decode for half the products: 7 bits from two tables of 64, or as q + 2^7; 8 by conversion
+
+// How the codes of a register are to be taken.
+enum class Codes {
+    kCentred,  // q - 2^(bits-1)
+    kTerms,    // two registers whose sum is that: 7 and 8 bits
+    kOffset,  // q + 2^7, of which q is the mantissa: 7 bits. What must be taken away again costs x in fp32 its last bits
+};
+
+// What a code is less than q.
+template <int BITS, Codes CODES>
+constexpr int kCentre = CODES == Codes::kOffset ? -128 : middle_code(BITS);
 
 // Where a register of both planes has the code of a step: shifted down by `shift`, plane 0 begins at bit `low` of each byte
 // and plane 1 at bit `high`.
@@ -145,17 +156,21 @@ struct PairUnit {
     }
 
     // The pairs of the step entered, pairs[half][term].
-    template <int STEP, int TERMS>
+    template <int STEP, Codes CODES, int TERMS>
     MMQ_INLINE void decode(__m512i (&pairs)[2][TERMS]) const {
-        if constexpr (BITS < 7 || TERMS == 2) {
+        if constexpr (BITS < 7 || CODES == Codes::kTerms) {
             each_number<TERMS>([&](auto t) MMQ_INLINE_LAMBDA {
                 pairs[0][t] = term<STEP, 0, t>();
                 pairs[1][t] = term<STEP, 1, t>();
             });
+        } else if constexpr (CODES == Codes::kOffset) {
+            const __m512i codes = seven_bits<STEP>();
+            pairs[0][0] = with_exponent(codes);
+            pairs[1][0] = with_exponent(_mm512_srli_epi32(codes, 8));
         } else if constexpr (BITS == 7) {
             const __m512i low = low_six<STEP>();
-            pairs[0][0] = seven_bits<STEP % 8>(low);
-            pairs[1][0] = seven_bits<STEP % 8 + 8>(_mm512_srli_epi32(low, 8));
+            pairs[0][0] = looked_up<STEP % 8>(low);
+            pairs[1][0] = looked_up<STEP % 8 + 8>(_mm512_srli_epi32(low, 8));
         } else {
             const __m512i code = word[0], odd = _mm512_srli_epi32(code, 8);
             pairs[0][0] = joined(code, _mm512_srli_epi32(code, 16));
@@ -183,11 +198,23 @@ struct PairUnit {
 
     // The codes whose low six bits an index has, and the top one bit TOP of each 16.
     template <int TOP>
-    MMQ_INLINE __m512i seven_bits(__m512i index) const {
+    MMQ_INLINE __m512i looked_up(__m512i index) const {
         const __mmask32 upper =
             _mm512_test_epi16_mask(word[2], _mm512_set1_epi16(static_cast<int16_t>(1 << TOP)));
         return _mm512_mask_blend_epi16(upper, look_up_pairs_of_64(kRunTable<-64>.value, index),
                                        look_up_pairs_of_64(kRunTable<0>.value, index));
+    }
+
+    // The four codes of a step, at the bottom of the bytes of a lane; the top bits may be anything.
+    template <int STEP>
+    MMQ_INLINE __m512i seven_bits() const {
+        return select_bits(_mm512_set1_epi8(0x3f), low_six<STEP>(), shifted<STEP - 6>(word[2]));
+    }
+
+    // 2^7 + the seven bits at the bottom of each 16.
+    static __m512i with_exponent(__m512i codes) {
+        constexpr int kAndOr = 0xEA;  // (codes & mask) | exponent
+        return _mm512_ternarylogic_epi32(codes, _mm512_set1_epi16(0x7f), _mm512_set1_epi16(0x4300), kAndOr);
     }
 
     // --- 8 bits
