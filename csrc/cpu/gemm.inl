@@ -100,8 +100,8 @@ void multiply_tile(const GemmArgs& args, const FewTokens& in, int64_t tile_index
     }
 }
 
-// Columns [begin, end) of all tokens -> x [k][TOKENS], and their sums over these columns. Missing tokens are zeros: cheaper
-// than kernels for every number. Sums are made in fp64: they may cancel.
+// Columns [begin, end) of all tokens -> x [k][TOKENS], and their sums over these columns unless that is null. Missing tokens
+// are zeros: cheaper than kernels for every number. Sums are made in fp64: they may cancel.
 template <int TOKENS>
 void load_segment(const GemmArgs& args, int64_t begin, int64_t end, float* x, float* sums) {
     float run[kSegmentColumns];
@@ -111,6 +111,7 @@ void load_segment(const GemmArgs& args, int64_t begin, int64_t end, float* x, fl
         if (t >= args.m) std::fill_n(run, count, 0.0f);
         if (t < args.m) load_row(args.x, args.dtype, t * args.weight.k + begin, count, run);
         for (int64_t i = 0; i < count; ++i) x[i * TOKENS + t] = run[i];
+        if (sums == nullptr) continue;
         double lanes[kGrainColumns] = {};
         int64_t i = 0;
         for (; i + kGrainColumns <= count; i += kGrainColumns) {
@@ -141,11 +142,12 @@ void gemm_few(const GemmArgs& args) {
     const int64_t columns = ceil_div(w.k, kGrainColumns) * kGrainColumns;
     const AlignedFloats x(TOKENS * columns), sums(count_segments(w) * TOKENS);
     std::fill_n(x.data() + TOKENS * w.k, TOKENS * (columns - w.k), 0.0f);
-    const int threads = useful_threads(args),
-              parts = args.m > 4 ? threads : 1;  // a fork costs more than few tokens
+    const int threads = useful_threads(args);
+    const int parts = args.m > 4 ? threads : 1;  // a fork costs more than few tokens
     parallel_for(parts, parts, 1, [&](int64_t part) {
         each_segment_of(w, part, parts, [&](int64_t begin, int64_t end, int64_t segment) {
-            load_segment<TOKENS>(args, begin, end, x.data(), sums.data() + segment * TOKENS);
+            float* to = w.zero == nullptr ? nullptr : sums.data() + segment * TOKENS;
+            load_segment<TOKENS>(args, begin, end, x.data(), to);
         });
     });
     const FewTokens in = {x.data(), sums.data()};
