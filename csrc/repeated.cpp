@@ -60,7 +60,6 @@ struct Torch {
     py::module_ core = py::module_::import("torch._C");
     py::module_ forward_ad = py::module_::import("torch.autograd.forward_ad");
     py::object tensor = py::module_::import("torch").attr("Tensor");
-    py::object is_compiling = py::module_::import("torch.compiler").attr("is_compiling");
     py::object get_num_threads = core.attr("get_num_threads");
     py::object is_grad_enabled = core.attr("is_grad_enabled");
     py::object functions_looking = core.attr("_len_torch_function_stack");
@@ -98,11 +97,11 @@ const Torch& torch() {
 }
 
 // Whether a product of x meets nothing on its way through torch's dispatcher, no gradient, mode, transform, tracer or
-// profiler: what may leave it out. Never where gradients are on.
+// profiler: what may leave it out. Never where gradients are on. Who is compiled asks torch.compiler before.
 bool straight(py::handle x) {
     const Torch& t = torch();
     if (reinterpret_cast<PyObject*>(Py_TYPE(x.ptr())) != t.tensor.ptr() || truth(t.is_grad_enabled()) ||
-        truth(t.is_compiling()) || truth(t.functions_looking()) || truth(t.profiler_enabled()) ||
+        truth(t.functions_looking()) || truth(t.profiler_enabled()) ||
         integer(t.current_level.of(t.forward_ad)) >= 0) {
         return false;
     }
@@ -161,18 +160,19 @@ class LastCall {
           version_of_(std::move(version)),
           forced_(forced_variable_),
           x_look_(x) {
+        scale_dtype_ = torch().dtype.of(scale_);
         if (!perm_.is_none()) version_ = version_of_(perm_);
         if (!input_scale_.is_none()) input_scale_look_.emplace(input_scale_);
         if (!bias_.is_none()) bias_look_.emplace(bias_);
         if (product) prepare(*product);
     }
 
-    // Whether that call was like this one. Tensors count by their identity.
+    // Whether that call was like this one. Tensors count by their identity; a scale tells how it is to be read.
     bool was(py::handle x, py::handle scale, py::handle zero, py::handle perm, py::handle input_scale,
              py::handle bias, const py::object& numbers) const {
         return scale.is(scale_) && zero.is(zero_) && perm.is(perm_) && input_scale.is(input_scale_) &&
-               bias.is(bias_) && x_look_.same(x) && equal(numbers, numbers_) &&
-               Forced(forced_variable_) == forced_ &&
+               bias.is(bias_) && torch().dtype.of(scale).is(scale_dtype_) && x_look_.same(x) &&
+               equal(numbers, numbers_) && Forced(forced_variable_) == forced_ &&
                (perm_.is_none() || equal(version_of_(perm), version_)) &&
                (!input_scale_look_ || input_scale_look_->same(input_scale)) &&
                (!bias_look_ || bias_look_->same(bias));
@@ -220,7 +220,8 @@ class LastCall {
                                                arguments.size(), nullptr));
     }
 
-    py::object scale_, zero_, perm_, input_scale_, bias_, numbers_, forced_variable_, version_of_, version_;
+    py::object scale_, zero_, perm_, input_scale_, bias_, numbers_, forced_variable_, version_of_, version_,
+        scale_dtype_;
     Forced forced_;
     Look x_look_;
     std::optional<Look> input_scale_look_, bias_look_;

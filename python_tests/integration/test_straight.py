@@ -130,6 +130,7 @@ def test_a_call_like_the_last_is_not_checked_again(settings, monkeypatch) -> Non
         lambda q, x: (setattr(q, "out_features", N + 16), q(x)),
         lambda q, x: (setattr(q.bias, "data", torch.zeros(N + 1)), q(x)),
         lambda q, x: (setattr(q, "scale_runtime", q.scale_runtime.clone()), q(x)),
+        lambda q, x: (setattr(q.scale_runtime, "data", q.scale_runtime.data.float()), q(x)),
     ],
 )
 @pytest.mark.parametrize("settings", SETTINGS)
