@@ -24,10 +24,13 @@ constexpr int kMostStreams = 20;
 constexpr int kPanelTiles = 2, kPanelStreams = 12;
 constexpr int64_t kBlockStreams = 264;  // y of a strip takes 33 KB
 
-// sum + the products of 16 rows with a pair from memory: one instruction, of which GCC 12 makes two.
-inline __m512 dot(__m512 sum, __m512i codes, const uint32_t* pair) {
-    asm("vdpbf16ps %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(codes), "m"(*pair));
-    return sum;
+// sum + the products of 16 rows of codes with a pair of x in all lanes.
+MMQ_INLINE __m512 dot(__m512 sum, __m512i codes, __m512i pair) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)codes, (__m512bh)pair);
+}
+
+MMQ_INLINE __m512i broadcast(const uint32_t* pair) {
+    return _mm512_set1_epi32(static_cast<int>(*pair));
 }
 
 // --- a tile and a group of streams ---
@@ -78,11 +81,15 @@ struct PairSums {
 template <int BITS, int STREAMS, Codes CODES>
 constexpr Codes kCodesOfTile = BITS >= 7 && STREAMS <= 2 ? Codes::kTerms : CODES;
 
+// With few streams there are registers for the tables of wider windows.
+template <int BITS, int STREAMS>
+constexpr int kWindowOfTile = BITS == 3 && STREAMS <= 2 ? 6 : kWindow<BITS>;
+
 // sums += the unit at `words` times the pairs of x.
 template <int BITS, Codes CODES, int STREAMS>
 MMQ_INLINE void multiply_unit(const int32_t* words, const uint32_t* x, PairSums<STREAMS>& sums) {
     constexpr int kTerms = CODES == Codes::kTerms ? 2 : 1;
-    PairUnit<BITS> unit;
+    PairUnit<BITS, kWindowOfTile<BITS, STREAMS>> unit;
     unit.words = words;
     fetch_unit<BITS>(words);
     each_number<kUnitPairs / kStepPairs>([&](auto step) MMQ_INLINE_LAMBDA {
@@ -92,9 +99,9 @@ MMQ_INLINE void multiply_unit(const int32_t* words, const uint32_t* x, PairSums<
         each_number<kStepPairs>([&](auto half) MMQ_INLINE_LAMBDA {
             constexpr int kPair = step * kStepPairs + half, kChain = kPair % PairSums<STREAMS>::kChains;
             each_number<STREAMS>([&](auto s) MMQ_INLINE_LAMBDA {
+                const __m512i pair = broadcast(x + kPair * STREAMS + s);
                 each_number<kTerms>([&](auto t) MMQ_INLINE_LAMBDA {
-                    __m512& sum = sums.of[s][kChain];
-                    sum = dot(sum, codes[half][t], x + kPair * STREAMS + s);
+                    sums.of[s][kChain] = dot(sums.of[s][kChain], codes[half][t], pair);
                 });
             });
         });
@@ -173,26 +180,81 @@ struct Panel {
     Grid grid[kPanelTiles];
 };
 
+// Makes the next panel while one is multiplied, a step of a tile at a time: decoding and products run on different ports of a
+// CPU, but only what stands close to each other in the program is under way at once.
 template <int BITS, Codes CODES>
-MMQ_INLINE void decode_unit(const int32_t* words, uint32_t* panel) {
-    PairUnit<BITS> unit;
-    unit.words = words;
-    fetch<BITS>(words, kFetchAheadOfPanels);
-    each_number<kUnitPairs / kStepPairs>([&](auto step) MMQ_INLINE_LAMBDA {
-        __m512i codes[kStepPairs][1];
-        unit.template enter<step>();
-        unit.template decode<step, CODES>(codes);
-        each_number<kStepPairs>([&](auto half) MMQ_INLINE_LAMBDA {
-            _mm512_store_si512(panel, codes[half][0]);
-            panel += kPanelTiles * kTileRows;
-        });
-    });
-}
+class PanelDecoder {
+  public:
+    PanelDecoder(const Weight& w, const int64_t (&tile)[kPanelTiles]) {
+        for (int r = 0; r < kPanelTiles; ++r) words_[r] = Tile<BITS>(w, tile[r]).words;
+    }
 
-// y[STREAMS][tiles][16] += scale * (panel . x - zero * sums) for pairs from `first` on; sums null for a zero of nought
-template <int STREAMS>
+    // The units that hold columns [begin, end) are to come.
+    void start(int64_t begin, int64_t end, Panel& panel) {
+        first_unit_ = begin / kUnitColumns;
+        codes_ = panel.codes;
+        at_ = 0;
+        end_ = static_cast<uint64_t>(units_of(end) - first_unit_) * kPanelTiles * kSteps;
+    }
+
+    // Makes the next step, if there is one.
+    MMQ_INLINE void step() {
+        if (at_ == end_) return;
+        const uint64_t unit = at_ / (kPanelTiles * kSteps), r = at_ / kSteps % kPanelTiles;
+        const int32_t* words = words_[r] + (first_unit_ + static_cast<int64_t>(unit)) * (BITS * kTileRows);
+        uint32_t* codes = codes_ + (unit * kUnitPairs * kPanelTiles + r) * kTileRows;
+        switch (at_++ % kSteps) {
+            case 0:
+                fetch<BITS>(words, kFetchAheadOfPanels);
+                return decode<0>(words, codes);
+            case 1:
+                return decode<1>(words, codes);
+            case 2:
+                return decode<2>(words, codes);
+            case 3:
+                return decode<3>(words, codes);
+            case 4:
+                return decode<4>(words, codes);
+            case 5:
+                return decode<5>(words, codes);
+            case 6:
+                return decode<6>(words, codes);
+            default:
+                return decode<7>(words, codes);
+        }
+    }
+
+    void finish() {
+        while (at_ != end_) step();
+    }
+
+  private:
+    static constexpr uint64_t kSteps = kUnitColumns / kStepColumns;
+    static_assert(kSteps == 8, "a case for each");
+
+    template <int STEP>
+    static MMQ_INLINE void decode(const int32_t* words, uint32_t* codes) {
+        PairUnit<BITS> unit;
+        unit.words = words;
+        __m512i pairs[kStepPairs][1];
+        unit.template enter<STEP, /*ALONE=*/true>();
+        unit.template decode<STEP, CODES>(pairs);
+        each_number<kStepPairs>([&](auto half) MMQ_INLINE_LAMBDA {
+            _mm512_store_si512(codes + (STEP * kStepPairs + half) * kPanelTiles * kTileRows, pairs[half][0]);
+        });
+    }
+
+    const int32_t* words_[kPanelTiles];
+    int64_t first_unit_ = 0;
+    uint32_t* codes_ = nullptr;  // [units][pairs of a unit][tiles][16]
+    uint64_t at_ = 0, end_ = 0;  // steps, of which [units][tiles][kSteps] are a panel
+};
+
+// y[STREAMS][tiles][16] += scale * (panel . x - zero * sums) for pairs from `first` on; sums null for a zero of nought. After
+// every so many pairs, a step of the next panel.
+template <int BITS, Codes CODES, int STREAMS>
 void multiply_panel(const Panel& panel, int64_t first, int64_t pairs, const uint32_t* x, const float* sums,
-                    float* y) {
+                    float* y, PanelDecoder<BITS, CODES>& next, int64_t pairs_per_step) {
     __m512 acc[STREAMS][kPanelTiles];
     auto each_sum = [](auto body) MMQ_INLINE_LAMBDA {
         each_number<STREAMS>([&](auto s) MMQ_INLINE_LAMBDA {
@@ -201,16 +263,23 @@ void multiply_panel(const Panel& panel, int64_t first, int64_t pairs, const uint
     };
     each_sum([&](auto s, auto r) MMQ_INLINE_LAMBDA { acc[s][r] = _mm512_setzero_ps(); });
     const uint32_t* codes = panel.codes + first * kPanelTiles * kTileRows;
-    for (int64_t i = 0; i < pairs; ++i, codes += kPanelTiles * kTileRows, x += STREAMS) {
+    const auto multiply_pair = [&]() MMQ_INLINE_LAMBDA {
         __m512i code[kPanelTiles];
         each_number<kPanelTiles>(
             [&](auto r) MMQ_INLINE_LAMBDA { code[r] = _mm512_load_si512(codes + r * kTileRows); });
         each_number<STREAMS>([&](auto s) MMQ_INLINE_LAMBDA {
-            const __m512i both = _mm512_set1_epi32(static_cast<int>(x[s]));
-            each_number<kPanelTiles>([&](auto r) MMQ_INLINE_LAMBDA {
-                acc[s][r] = _mm512_dpbf16_ps(acc[s][r], (__m512bh)code[r], (__m512bh)both);
-            });
+            const __m512i pair = broadcast(x + s);
+            each_number<kPanelTiles>([&](auto r)
+                                         MMQ_INLINE_LAMBDA { acc[s][r] = dot(acc[s][r], code[r], pair); });
         });
+        codes += kPanelTiles * kTileRows;
+        x += STREAMS;
+    };
+    while (pairs > 0) {
+        const int64_t now = std::min(pairs, pairs_per_step);
+        pairs -= now;
+        for (int64_t i = 0; i < now; ++i) multiply_pair();
+        next.step();
     }
     Grid grid[kPanelTiles];  // in registers: for all the compiler knows, y is where the panel has its own
     std::copy_n(panel.grid, kPanelTiles, grid);
@@ -221,10 +290,14 @@ void multiply_panel(const Panel& panel, int64_t first, int64_t pairs, const uint
     });
 }
 
-using MultiplyPanel = void (*)(const Panel&, int64_t, int64_t, const uint32_t*, const float*, float*);
+template <int BITS, Codes CODES>
+using MultiplyPanel = void (*)(const Panel&, int64_t, int64_t, const uint32_t*, const float*, float*,
+                               PanelDecoder<BITS, CODES>&, int64_t);
 
 // More than kMostStreams streams never make a group of less than 8.
-constexpr MultiplyPanel kMultiplyPanel[] = {multiply_panel<8>, multiply_panel<10>, multiply_panel<12>};
+template <int BITS, Codes CODES>
+constexpr MultiplyPanel<BITS, CODES> kMultiplyPanel[] = {
+    multiply_panel<BITS, CODES, 8>, multiply_panel<BITS, CODES, 10>, multiply_panel<BITS, CODES, 12>};
 
 using MultiplyTile = void (*)(const Weight&, const uint32_t*, const float*, int64_t, float*);
 
@@ -267,8 +340,7 @@ void multiply_block(const GemmArgs& args, const StreamBlock& block, int64_t tile
     store_block<1>(args, block, tile, y);
 }
 
-// The tiles of a panel and all groups of a block, segment by segment. While a panel meets the groups, the next is decoded,
-// some units after each group, so that words are read all along and not in bursts.
+// The tiles of a panel and all groups of a block, segment by segment: while a panel meets the groups, the next is made.
 template <int BITS, Codes CODES>
 void multiply_strip(const GemmArgs& args, const StreamBlock& block, int64_t first_tile) {
     const Weight& w = args.weight;
@@ -279,41 +351,29 @@ void multiply_strip(const GemmArgs& args, const StreamBlock& block, int64_t firs
     std::fill_n(y, block.steps() * block.step * kPanelTiles * kTileRows, 0.0f);
 
     Panel panels[2];
+    PanelDecoder<BITS, CODES> decoder(w, tile);
     int64_t segment = -1, first = 0, pairs = 0;  // of the panel that meets groups
-    const auto meet = [&](int64_t g) {
-        const int64_t size = block.size(g);
-        const float* sums = w.zero == nullptr ? nullptr : block.sums_of(g) + segment * size;
-        kMultiplyPanel[size / 2 - 4](panels[segment % 2], first % kUnitPairs, pairs,
-                                     block.x_of(g) + first * size, sums,
-                                     y + block.begin(g) * kPanelTiles * kTileRows);
+    const auto meet_groups = [&]() {
+        for (int64_t g = 0; g < block.groups(); ++g) {
+            const int64_t size = block.size(g);
+            const float* sums = w.zero == nullptr ? nullptr : block.sums_of(g) + segment * size;
+            kMultiplyPanel<BITS, CODES>[size / 2 - 4](
+                panels[segment % 2], first % kUnitPairs, pairs, block.x_of(g) + first* size, sums,
+                y + block.begin(g)* kPanelTiles* kTileRows, decoder, block.groups());
+        }
     };
     each_segment(w, [&](int64_t begin, int64_t end, int64_t group) {
         Panel& next = panels[(segment + 1) % 2];
-        const int64_t first_unit = begin / kUnitColumns;
-        const int64_t units = (units_of(end) - first_unit) * kPanelTiles;
-        const auto decode = [&](int64_t from, int64_t to) {
-            for (int64_t i = from; i < to; ++i) {
-                const int64_t unit = i / kPanelTiles, r = i % kPanelTiles;
-                decode_unit<BITS, CODES>(
-                    Tile<BITS>(w, tile[r]).words + (first_unit + unit) * (BITS * kTileRows),
-                    next.codes + (unit * kUnitPairs * kPanelTiles + r) * kTileRows);
-            }
-        };
-        if (segment < 0) {
-            decode(0, units);
-        } else {
-            for (int64_t g = 0, groups = block.groups(); g < groups; ++g) {
-                meet(g);
-                decode(units * g / groups, units * (g + 1) / groups);
-            }
-        }
+        decoder.start(begin, end, next);
+        if (segment >= 0) meet_groups();
+        decoder.finish();
         for (int r = 0; r < kPanelTiles; ++r)
             next.grid[r] = TileGrids<BITS>(w, tile[r]).load(group, kCentre<BITS, CODES>);
         ++segment;
         first = begin / 2;
         pairs = ceil_div(end - begin, kGrainColumns) * kGrainPairs;
     });
-    for (int64_t g = 0; g < block.groups(); ++g) meet(g);
+    meet_groups();
     store_block<kPanelTiles>(args, block, first_tile, y);
 }
 

@@ -8,7 +8,8 @@
 //   bits   2, 4      shift, look up; with 2, steps share shifts: a field may lie anywhere among the 5 bits, given a table
 //                    for the place
 //          3, 5, 6   beside a nibble of plane 0, the field of one step or two, the bits of plane 1 replace the other nibble:
-//                    one selection for all columns of those steps. Then as above; 6 bits look at two registers of table
+//                    one selection for all columns of those steps. Then as above; 6 bits look at two registers of table,
+//                    and with 3 bits, where there are registers for that, the two steps of a nibble share a shift
 //          7, 8      two tables of 16: the low four bits, and the rest; two registers whose sum is the code. Or one, dearer
 //                    to decode for half the products: 7 bits from two tables of 64, or as q + 2^7; 8 by conversion
 
@@ -23,10 +24,14 @@ enum class Codes {
 template <int BITS, Codes CODES>
 constexpr int kCentre = CODES == Codes::kOffset ? -128 : middle_code(BITS);
 
+// Bits of an index that are looked at: as few as will do.
+template <int BITS>
+constexpr int kWindow = BITS == 6 ? 6 : 5;
+
 // Where a register of both planes has the code of a step: shifted down by `shift`, plane 0 begins at bit `low` of each byte
-// and plane 1 at bit `high`.
+// and plane 1 at bit `high`, and they are over at bit `end`.
 struct Place {
-    int shift, low, high;
+    int shift, low, high, end;
 };
 
 // Steps that have their fields of plane 0 in one nibble, and the bits of plane 1 that belong to them.
@@ -42,15 +47,16 @@ constexpr int high_beside(bool upper) {
     return upper ? 4 - kNibbleHigh<BITS> : 4;
 }
 
-template <int BITS>
+template <int BITS, int WINDOW>
 constexpr Place place_of(int step) {
     constexpr Planes kPlanes = planes_of(BITS);
-    const int low = kPlanes.width[0] * step % 8;
-    if (BITS == 2) return {low / 4 * 4, low % 4, 0};
-    if (kPlanes.count == 1) return {low, 0, 0};
-    const int high = high_beside<BITS>(low >= 4) + step % kNibbleSteps<BITS> * kPlanes.width[1];
-    const int shift = low < high ? low : high;
-    return {shift, low - shift, high - shift};
+    const int low = kPlanes.width[0] * step % 8, nibble = low / 4 * 4;
+    if (kPlanes.count == 1) return {nibble, low - nibble, 0, low - nibble + BITS};
+    const int beside = high_beside<BITS>(nibble > 0);
+    const int high = beside + step % kNibbleSteps<BITS> * kPlanes.width[1];
+    const int shift = WINDOW > 5 ? std::min(nibble, beside) : std::min(low, high);
+    const int end = std::max(low + kPlanes.width[0], high + kPlanes.width[1]) - shift;
+    return {shift, low - shift, high - shift, end};
 }
 
 // Entry i is worth the code whose planes it has at LOW and HIGH, less the middle one.
@@ -111,27 +117,29 @@ inline __m512i look_up_pairs_of_64(const uint16_t* table, __m512i index) {
 }
 
 // The codes of 32 columns of 16 rows, step after step.
-template <int BITS>
+template <int BITS, int WINDOW = kWindow<BITS>>
 struct PairUnit {
     static constexpr Planes kPlanes = planes_of(BITS);
     const int32_t* words;
     __m512i word[kPlanes.count], both;
 
-    // Goes to a step: what it has of the words stays in registers until the next, as loads are what there is least of.
-    template <int STEP>
+    // Goes to a step: what it has of the words stays in registers until the next, as loads are what there is least of. ALONE:
+    // the step before was not entered.
+    template <int STEP, bool ALONE = false>
     MMQ_INLINE void enter() {
         each_number<kPlanes.count>([&](auto p) MMQ_INLINE_LAMBDA {
             constexpr int kAlong = kPlanes.width[p] * STEP;
-            if constexpr (kAlong % 8 == 0) {
+            if constexpr (ALONE || kAlong % 8 == 0) {
                 word[p] = _mm512_loadu_si512(words + (kPlanes.low[p] + kAlong / 8) * kTileRows);
                 asm("" : "+v"(word[p]));  // else GCC loads it again for each shift
             }
         });
-        if constexpr (kPlanes.count == 2 && STEP % kNibbleSteps<BITS> == 0) {
+        if constexpr (kPlanes.count == 2 && (ALONE || STEP % kNibbleSteps<BITS> == 0)) {
             constexpr bool kUpper = kPlanes.width[0] * STEP % 8 >= 4;
-            constexpr int kHigh = high_beside<BITS>(kUpper);
+            constexpr int kFirst = STEP / kNibbleSteps<BITS> * kNibbleSteps<BITS>;
+            constexpr int kBy = kPlanes.width[1] * kFirst % 8 - high_beside<BITS>(kUpper);
             both = select_bits(_mm512_set1_epi8(static_cast<int8_t>(kUpper ? 0xf0 : 0x0f)), word[0],
-                               shifted<kPlanes.width[1] * STEP % 8 - kHigh>(word[1]));
+                               shifted<kBy>(word[1]));
         }
     }
 
@@ -140,10 +148,11 @@ struct PairUnit {
     MMQ_INLINE __m512i term() const {
         constexpr int kHalf = 8 * HALF, kField = kPlanes.width[0] * STEP % 8;
         if constexpr (BITS < 7) {
-            constexpr Place kPlace = place_of<BITS>(STEP);
+            constexpr Place kPlace = place_of<BITS, WINDOW>(STEP);
+            static_assert(kPlace.end <= WINDOW, "more than is looked at");
             const uint16_t* table = kCodeTable<BITS, kPlace.low, kPlace.high>.value;
             const __m512i index = shifted<kPlace.shift + kHalf>(kPlanes.count == 1 ? word[0] : both);
-            return BITS == 6 ? look_up_pairs_of_64(table, index) : look_up_pairs(table, index);
+            return kPlace.end > 5 ? look_up_pairs_of_64(table, index) : look_up_pairs(table, index);
         } else if constexpr (TERM == 0) {
             return look_up_pairs(kTermTable<4, 0, 0>.value, shifted<kField + kHalf>(word[0]));
         } else if constexpr (BITS == 7) {
