@@ -294,10 +294,13 @@ template <int BITS, Codes CODES>
 using MultiplyPanel = void (*)(const Panel&, int64_t, int64_t, const uint32_t*, const float*, float*,
                                PanelDecoder<BITS, CODES>&, int64_t);
 
-// More than kMostStreams streams never make a group of less than 8.
 template <int BITS, Codes CODES>
-constexpr MultiplyPanel<BITS, CODES> kMultiplyPanel[] = {
-    multiply_panel<BITS, CODES, 8>, multiply_panel<BITS, CODES, 10>, multiply_panel<BITS, CODES, 12>};
+MultiplyPanel<BITS, CODES> panel_kernel(int streams) {
+    // More than kMostStreams streams never make a group of less than 8.
+    static constexpr MultiplyPanel<BITS, CODES> kKernels[] = {
+        multiply_panel<BITS, CODES, 8>, multiply_panel<BITS, CODES, 10>, multiply_panel<BITS, CODES, 12>};
+    return kKernels[streams / 2 - 4];
+}
 
 using MultiplyTile = void (*)(const Weight&, const uint32_t*, const float*, int64_t, float*);
 
@@ -355,11 +358,12 @@ void multiply_strip(const GemmArgs& args, const StreamBlock& block, int64_t firs
     int64_t segment = -1, first = 0, pairs = 0;  // of the panel that meets groups
     const auto meet_groups = [&]() {
         for (int64_t g = 0; g < block.groups(); ++g) {
-            const int64_t size = block.size(g);
+            const int size = block.size(g);
+            const MultiplyPanel<BITS, CODES> multiply = panel_kernel<BITS, CODES>(size);
+            const uint32_t* x = block.x_of(g) + first * size;
             const float* sums = w.zero == nullptr ? nullptr : block.sums_of(g) + segment * size;
-            kMultiplyPanel<BITS, CODES>[size / 2 - 4](
-                panels[segment % 2], first % kUnitPairs, pairs, block.x_of(g) + first* size, sums,
-                y + block.begin(g)* kPanelTiles* kTileRows, decoder, block.groups());
+            float* out = y + block.begin(g) * kPanelTiles * kTileRows;
+            multiply(panels[segment % 2], first % kUnitPairs, pairs, x, sums, out, decoder, block.groups());
         }
     };
     each_segment(w, [&](int64_t begin, int64_t end, int64_t group) {
