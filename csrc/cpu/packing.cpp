@@ -8,10 +8,6 @@
 // the planes.
 #include "packing.h"
 
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
 #include <cstring>
 #include <memory>
 
@@ -111,33 +107,6 @@ class RowBuffers {
     std::unique_ptr<uint8_t[]> codes_;
 };
 
-// A weight is read from memory at every product: in small pages, looking up where they are can take longer than reading
-// them. Where the system has no large ones to give, everything is as it was.
-constexpr uintptr_t kLargePage = 2 << 20;
-
-void advise([[maybe_unused]] uintptr_t first, [[maybe_unused]] uintptr_t last, [[maybe_unused]] int advice) {
-#ifdef __linux__
-    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, advice);
-#endif
-}
-
-// Before memory is written: what is new comes in large pages, where whole ones lie within.
-void ask_for_large_pages(const void* begin, int64_t bytes) {
-    constexpr int kHugePage = 14;  // MADV_HUGEPAGE
-    const uintptr_t at = reinterpret_cast<uintptr_t>(begin), end = at + static_cast<uintptr_t>(bytes);
-    advise((at + kLargePage - 1) / kLargePage * kLargePage, end / kLargePage * kLargePage, kHugePage);
-}
-
-// After: what an allocator had handed out before is moved to large pages; of a weight that fills several, with what else
-// lies in the first and last.
-void move_to_large_pages(const void* begin, int64_t bytes) {
-    constexpr int kCollapse = 25;  // MADV_COLLAPSE, since Linux 6.1
-    const uintptr_t at = reinterpret_cast<uintptr_t>(begin), end = at + static_cast<uintptr_t>(bytes);
-    const uintptr_t outside = bytes >= static_cast<int64_t>(2 * kLargePage) ? kLargePage - 1 : 0;
-    const uintptr_t inside = kLargePage - 1 - outside;
-    advise((at + inside) / kLargePage * kLargePage, (end + outside) / kLargePage * kLargePage, kCollapse);
-}
-
 }  // namespace
 
 void pack(const PackArgs& args, const uint8_t* codes, int32_t* words) {
@@ -157,8 +126,7 @@ void unpack(const PackArgs& args, const int32_t* words, uint8_t* codes) {
 void prepack(const PackArgs& args, const int32_t* words, int32_t* tiles) {
     const int64_t stream = stream_words(args.k, args.bits);
     const int64_t tile_words = row_words(args.k, args.bits) * kTileRows, units = units_of(args.k);
-    const int64_t blocks = args.threads, count = tiles_of(args.n), bytes = count * tile_words * 4;
-    ask_for_large_pages(tiles, bytes);
+    const int64_t blocks = args.threads, count = tiles_of(args.n);
     const RowBuffers buffers(args.k, blocks);
     parallel_for(args.threads, blocks, 1, [&](int64_t block) {
         uint8_t* codes = buffers.row(block);
@@ -175,7 +143,6 @@ void prepack(const PackArgs& args, const int32_t* words, int32_t* tiles) {
             }
         }
     });
-    move_to_large_pages(tiles, bytes);
 }
 
 void unprepack(const PackArgs& args, const int32_t* tiles, int32_t* words) {

@@ -13,6 +13,7 @@ from mmq_kernels.backends import (
     PackedWeight,
     RuntimeShapes,
     RuntimeWeight,
+    pages,
     transformed,
 )
 from mmq_kernels.backends.addresses import DTYPES, addresses, rows_in_memory
@@ -58,7 +59,7 @@ class CpuBackend(Backend):
     def prepack(self, packed: PackedWeight, spec: QuantSpec, n: int, k: int) -> RuntimeWeight:
         shapes = self.runtime_shapes(spec, n, k)
         words = packed.words.contiguous()
-        weight = torch.empty(shapes.weight, dtype=torch.int32)
+        weight = pages.empty(shapes.weight, torch.int32)
         _native.module().prepack(*addresses(words, weight), spec.bits, n, k, torch.get_num_threads())
         scale = torch.zeros(shapes.scale[0], TILE_ROWS, shapes.scale[1], dtype=packed.scale.dtype)
         scale.flatten(0, 1)[:n] = packed.scale
