@@ -65,6 +65,6 @@ def test_scales_are_stored_in_a_dtype_that_holds_them(size, dtype, expected, see
     quantized = quantize_weight(weight, spec)
     assert quantized.scale.dtype == expected
     error = (quantized.dequantize(spec) - weight.float()).abs().amax(1)
-    # Half a step; and a scale rounded down to its dtype leaves the largest value outside of the largest code by the rest.
+    # Half a step; and a scale rounded down to its dtype leaves the largest value outside of the largest code.
     steps = 0.501 + spec.max_code * torch.finfo(expected).eps / 2
     assert torch.all(error <= steps * quantized.scale.float()[:, 0])
