@@ -23,11 +23,12 @@ from torch import Tensor
 from mmq_kernels import ops
 from mmq_kernels.backends.blocks import grid_blocks
 from mmq_kernels.backends.reference import encode
+from mmq_kernels.quantize.carry import Carry
 from mmq_kernels.quantize.grids import Grid
 from mmq_kernels.quantize.groups import settled_columns
 from mmq_kernels.quantize.refine import Refined, best_of, refine, row_errors
 from mmq_kernels.quantize.rtn import Quantized, check_finite, choose_scale_dtype
-from mmq_kernels.quantize.triangles import add_lower_gram_, invert_lower_, mirror_lower_
+from mmq_kernels.quantize.triangles import add_lower_gram_, cholesky, invert_lower_, mirror_lower_
 from mmq_kernels.spec import PER_CHANNEL, QuantSpec, ceil_div
 
 DAMPING_ATTEMPTS = 5
@@ -195,9 +196,9 @@ def _upper(hessian: Tensor, damping: float) -> Tensor | None:
     of H is made.
     """
     backward = _damp_(hessian.flip(0, 1), damping)
-    lower, failed = torch.linalg.cholesky_ex(backward)
+    lower = cholesky(backward)
     del backward
-    if failed:
+    if lower is None:
         return None
     upper = invert_lower_(lower).flip(0, 1)
     return upper if _finite(upper) else None
@@ -358,8 +359,7 @@ def _columns(
         settings: how grids are found, and how wide blocks are.
         given: grids to use as they are.
     """
-    current, grids, most = weight.clone(), settings.grids(), settings.block_size
-    carry_on = Tensor.addmm_ if weight.dim() == 2 else Tensor.baddbmm_
+    carry, grids, most = Carry(weight.clone(), upper), settings.grids(), settings.block_size
     k = weight.shape[-1]
     length, inside = spec.group_length(k), QuantSpec(spec.bits, PER_CHANNEL, spec.symmetric)
     # Of column j: what is left of its error once all later columns have made good.
@@ -376,13 +376,14 @@ def _columns(
         elif not (small and grids.in_loop):
             if grid_end != 0:
                 part = slice(start, grid_end or end)
-                grid = _group_grid(grids, current[..., part], importance[..., part], spec, scale_dtype)
+                columns = carry.columns(part.start, part.stop)
+                grid = _group_grid(grids, columns, importance[..., part], spec, scale_dtype)
                 scales.append(grid[0].unsqueeze(-1))
                 zeros.append(grid[1].unsqueeze(-1))
             scale, zero = scales[-1], zeros[-1]
         block_spec = spec if small and grids.in_loop else inside
         codes[..., start:end], error, found_scale, found_zero = ops.gptq_block(
-            current[..., start:end].contiguous(),
+            carry.columns(start, end).contiguous(),
             upper[..., start:end, start:end].contiguous(),
             scale,
             zero,
@@ -392,8 +393,7 @@ def _columns(
         if scale is None:
             scales.append(found_scale)
             zeros.append(found_zero)
-        if end < k:
-            carry_on(current[..., end:], error, upper[..., start:end, end:], alpha=-1)
+        carry.add(error, end)
     if given is not None:
         return Quantized(codes, given.scale, given.zero)
     return Quantized(codes, torch.cat(scales, -1), torch.cat(zeros, -1))

@@ -8,11 +8,37 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmq_kernels.quantize.products import add_product_, by_onednn
+
 _LEAF = 256
 """Size from which on a triangle is cut into two: below, cutting costs more than it saves."""
 
 _PANEL = 512
 """Columns of a symmetric product that are made in one call."""
+
+
+def cholesky(matrix: Tensor) -> Tensor | None:
+    """The lower Cholesky factor of ``[k, k]``, whose memory it may take; None where that is not positive definite.
+
+    LAPACK's; where products are faster than what it multiplies by (products.py), by leaves of it and products.
+    """
+    if not by_onednn(matrix):
+        lower, failed = torch.linalg.cholesky_ex(matrix)
+        return None if failed else lower
+    for first in range(0, len(matrix), _LEAF):
+        last = first + _LEAF
+        leaf, failed = torch.linalg.cholesky_ex(matrix[first:last, first:last])
+        if failed:
+            return None
+        matrix[first:last, first:last] = leaf
+        matrix[first:last, last:] = 0
+        below = torch.linalg.solve_triangular(leaf.t(), matrix[last:, first:last], upper=True, left=False).contiguous()
+        matrix[last:, first:last] = below
+        rest = matrix[last:, last:]
+        for panel in range(0, len(rest), _PANEL):
+            columns = slice(panel, panel + _PANEL)
+            add_product_(rest[panel:, columns], below[panel:], below[columns].t(), alpha=-1)
+    return matrix
 
 
 def invert_lower_(lower: Tensor) -> Tensor:
@@ -42,9 +68,10 @@ def invert_lower_(lower: Tensor) -> Tensor:
 
 def add_lower_gram_(total: Tensor, rows: Tensor) -> None:
     """``total += rows^T rows``, ``[k, k]`` and ``[m, k]``: its lower triangle, and of the upper what panels cover."""
+    columns = rows.t().contiguous() if by_onednn(total) else rows.t()
     for first in range(0, len(total), _PANEL):
-        panel = rows[:, first : first + _PANEL]
-        total[first:, first : first + _PANEL].addmm_(rows[:, first:].t(), panel)
+        panel = slice(first, first + _PANEL)
+        add_product_(total[first:, panel], columns[first:], columns[panel].t())
 
 
 def mirror_lower_(matrix: Tensor) -> Tensor:

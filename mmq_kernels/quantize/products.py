@@ -1,0 +1,43 @@
+"""Products of large matrices in fp32, by the faster of the two libraries that torch carries for them.
+
+On a CPU torch multiplies fp32 by its BLAS. Where that is MKL and the CPU is not Intel's, oneDNN takes half the time; it
+wants both matrices with their rows in one piece, and copies them into that form cost little beside the product.
+"""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+from torch import Tensor
+
+_WORTH = 2**22
+"""Multiplications from which on a product is handed to oneDNN: below, the call costs more than it saves."""
+
+_STRIP = 1024
+"""Columns of an update that are made in one call, so that little memory is needed beside it."""
+
+
+def _has_onednn() -> bool:
+    x86 = platform.machine().lower() in ("x86_64", "amd64")  # others have no code of its own for every shape
+    return x86 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+ONEDNN = _has_onednn()
+"""Whether products on a CPU are oneDNN's; False: torch's own."""
+
+
+def by_onednn(matrix: Tensor) -> bool:
+    """Whether large products with this matrix are oneDNN's."""
+    return ONEDNN and matrix.device.type == "cpu" and matrix.dtype == torch.float32 and matrix.dim() == 2
+
+
+def add_product_(total: Tensor, a: Tensor, b: Tensor, *, alpha: float = 1) -> None:
+    """``total += alpha * a @ b``, of matrices ``[m, k]`` and ``[k, n]`` or of batches of them; no gradients."""
+    if not by_onednn(total) or a.numel() * b.shape[-1] < _WORTH:
+        (Tensor.addmm_ if total.dim() == 2 else Tensor.baddbmm_)(total, a, b, alpha=alpha)
+        return
+    a = a.contiguous()
+    for part, columns in zip(total.split(_STRIP, 1), b.split(_STRIP, 1), strict=True):
+        rows = columns.t().contiguous()
+        part.add_(torch.ops.mkldnn._linear_pointwise(a, rows, None, "none", [], ""), alpha=alpha)
