@@ -26,6 +26,7 @@ from mmq_kernels.backends.reference import encode
 from mmq_kernels.quantize.carry import Carry
 from mmq_kernels.quantize.grids import Grid
 from mmq_kernels.quantize.groups import settled_columns
+from mmq_kernels.quantize.products import add_product_
 from mmq_kernels.quantize.refine import Refined, best_of, refine, row_errors
 from mmq_kernels.quantize.rtn import Quantized, check_finite, choose_scale_dtype
 from mmq_kernels.quantize.triangles import add_lower_gram_, cholesky, invert_lower_, mirror_lower_
@@ -125,7 +126,7 @@ class Hessian:
         rows = x.detach().reshape(-1, x.shape[-1]).float()
         if self._drift is None:
             self._drift = torch.zeros_like(self._sum)
-        self._drift.addmm_((wanted.reshape(rows.shape).float() - rows).t(), rows)
+        add_product_(self._drift, (wanted.reshape(rows.shape).float() - rows).t(), rows)
 
     def drift(self) -> Tensor | None:
         """``2/N sum (x_float - x)^T x``, fp32 ``[k, k]``, or None where nothing was said of the float model."""
@@ -312,7 +313,7 @@ def _static(
             codes[:, order[start + j]] = code
             errors[j] = (block[j] - s * (code.float() - z)) / upper[j, j]
             block[j + 1 :].addr_(upper[j, j + 1 :], errors[j], alpha=-1)
-        current[:, end:].addmm_(errors.t(), factor.upper[start:end, end:], alpha=-1)
+        add_product_(current[:, end:], errors.t(), factor.upper[start:end, end:], alpha=-1)
     found = Quantized(codes, scale, zero)
     if settings.rounds:
         hessian = _damped(factor.hessian, factor.damping)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mmq_kernels import ops
+from mmq_kernels.quantize.carry import Carry
 from mmq_kernels.quantize.grids import Grid
 from mmq_kernels.quantize.refine import Refined, best_of
 from mmq_kernels.quantize.rtn import Quantized
@@ -42,7 +43,7 @@ def settled_columns(
     Returns:
         The quantized weight, and the error ``e e^T`` of each row.
     """
-    current, k = weight.clone(), weight.shape[1]
+    carry, k = Carry(weight.clone(), upper), weight.shape[1]
     length = spec.group_length(k)
     codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
     scale = torch.empty(len(weight), spec.groups(k), dtype=scale_dtype, device=weight.device)
@@ -51,7 +52,7 @@ def settled_columns(
     step = block // length * length
     for first in range(0, k, step):
         last = min(k, first + step)
-        part = current[:, first:last].contiguous()
+        part = carry.columns(first, last).contiguous()
         scaled = torch.empty_like(part)
         for begin in range(first, last, length):
             end, group = min(last, begin + length), begin // length
@@ -64,8 +65,7 @@ def settled_columns(
             if end < last:
                 part[:, inside.stop :].addmm_(scaled[:, inside], upper[begin:end, end:last], alpha=-1)
         errors += scaled.square().sum(1)
-        if last < k:
-            current[:, last:].addmm_(scaled, upper[first:last, last:], alpha=-1)
+        carry.add(scaled, last)
     return Refined(Quantized(codes, scale, zero), errors)
 
 

@@ -32,6 +32,13 @@ def by_onednn(matrix: Tensor) -> bool:
     return ONEDNN and matrix.device.type == "cpu" and matrix.dtype == torch.float32 and matrix.dim() == 2
 
 
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """``x @ weight^T`` of ``[m, k]`` and ``[n, k]``; no gradients."""
+    if not by_onednn(x) or x.numel() * len(weight) < _WORTH:
+        return x @ weight.t()
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), weight.contiguous(), None, "none", [], "")
+
+
 def add_product_(total: Tensor, a: Tensor, b: Tensor, *, alpha: float = 1) -> None:
     """``total += alpha * a @ b``, of matrices ``[m, k]`` and ``[k, n]`` or of batches of them; no gradients."""
     if not by_onednn(total) or a.numel() * b.shape[-1] < _WORTH:
@@ -39,5 +46,4 @@ def add_product_(total: Tensor, a: Tensor, b: Tensor, *, alpha: float = 1) -> No
         return
     a = a.contiguous()
     for part, columns in zip(total.split(_STRIP, 1), b.split(_STRIP, 1), strict=True):
-        rows = columns.t().contiguous()
-        part.add_(torch.ops.mkldnn._linear_pointwise(a, rows, None, "none", [], ""), alpha=alpha)
+        part.add_(linear(a, columns.t()), alpha=alpha)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mmq_kernels import ops
+from mmq_kernels.quantize.products import linear
 from mmq_kernels.quantize.rtn import Quantized
 from mmq_kernels.spec import QuantSpec
 
@@ -35,7 +36,7 @@ class Refined(NamedTuple):
 def row_errors(weight: Tensor, found: Quantized, spec: QuantSpec, hessian: Tensor) -> Tensor:
     """``d H d^T`` of each row, ``[n]``."""
     difference = found.dequantize(spec) - weight
-    return ((difference @ hessian) * difference).sum(1)
+    return (linear(difference, hessian) * difference).sum(1)  # symmetric
 
 
 def best_of(first: Refined, second: Refined) -> Refined:
@@ -53,7 +54,7 @@ def refine(weight: Tensor, hessian: Tensor, start: Refined, spec: QuantSpec, rou
 
     Args:
         weight: fp32 ``[n, k]``.
-        hessian: fp32 ``[k, k]``, damped: its diagonal is positive.
+        hessian: fp32 ``[k, k]``, symmetric and damped: its diagonal is positive.
         start: a quantized weight in the same order of columns, and its errors.
     """
     k = weight.shape[1]
@@ -65,7 +66,7 @@ def refine(weight: Tensor, hessian: Tensor, start: Refined, spec: QuantSpec, rou
     for _ in range(rounds):
         for first in range(0, k, step):
             last = min(k, first + step)
-            gradient = difference @ hessian[:, first:last]
+            gradient = linear(difference, hessian[first:last])
             for begin in range(first, last, length):
                 columns, group = slice(begin, min(k, begin + length)), begin // length
                 inside = slice(begin - first, columns.stop - first)
