@@ -8,6 +8,7 @@
 // the planes.
 #include "packing.h"
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 
@@ -19,33 +20,76 @@ namespace {
 
 constexpr int64_t kRowsAtOnce = 16;
 
+static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "words are read and written as bytes");
+
+constexpr int kEight = 8;  // codes that take as many bytes of a stream as a code has bits
+
+// Eight codes, a byte each -> side by side in the lowest 8 * bits: pairs, pairs of pairs, halves.
+uint64_t join(uint64_t codes, int bits) {
+    codes = (codes & 0x00ff00ff00ff00ff) | (codes & 0xff00ff00ff00ff00) >> (8 - bits);
+    codes = (codes & 0x0000ffff0000ffff) | (codes & 0xffff0000ffff0000) >> (16 - 2 * bits);
+    return (codes & 0x00000000ffffffff) | (codes & 0xffffffff00000000) >> (32 - 4 * bits);
+}
+
+// The inverse; what lies above the codes is left out.
+uint64_t part(uint64_t bytes, int bits) {
+    const uint64_t four = (uint64_t{1} << (4 * bits)) - 1, two = (uint64_t{1} << (2 * bits)) - 1;
+    const uint64_t one = (uint64_t{1} << bits) - 1;
+    bytes = (bytes & four) | (bytes >> (4 * bits) & four) << 32;
+    bytes = (bytes & two * 0x0000000100000001) | (bytes >> (2 * bits) & two * 0x0000000100000001) << 16;
+    return (bytes & one * 0x0001000100010001) | (bytes >> bits & one * 0x0001000100010001) << 8;
+}
+
 void pack_row(const uint8_t* codes, int64_t k, int bits, int32_t* words) {
-    uint64_t window = 0;
-    int filled = 0;
-    for (int64_t i = 0; i < k; ++i) {
-        window |= static_cast<uint64_t>(codes[i]) << filled;
-        filled += bits;
-        if (filled >= 32) {
-            *words++ = static_cast<int32_t>(window);
-            window >>= 32;
-            filled -= 32;
-        }
+    auto* to = reinterpret_cast<uint8_t*>(words);
+    const uint8_t* const end = to + stream_words(k, bits) * 4;
+    for (int64_t i = 0; i < k; i += kEight) {
+        uint64_t eight = 0;
+        std::memcpy(&eight, codes + i, static_cast<size_t>(std::min<int64_t>(kEight, k - i)));
+        eight = join(eight, bits);
+        // Zeros above the codes are written over by the next ones.
+        const int64_t bytes = std::min<int64_t>(kEight, end - to);
+        std::memcpy(to, &eight, static_cast<size_t>(bytes));
+        to += std::min<int64_t>(bits, bytes);
     }
-    if (filled > 0) *words = static_cast<int32_t>(window);
+    std::memset(to, 0, static_cast<size_t>(end - to));
 }
 
 void unpack_row(const int32_t* words, int64_t k, int bits, uint8_t* codes) {
-    const uint64_t mask = (1u << bits) - 1;
-    uint64_t window = 0;
-    int filled = 0;
-    for (int64_t i = 0; i < k; ++i) {
-        if (filled < bits) {
-            window |= static_cast<uint64_t>(static_cast<uint32_t>(*words++)) << filled;
-            filled += 32;
-        }
-        codes[i] = static_cast<uint8_t>(window & mask);
-        window >>= bits;
-        filled -= bits;
+    const auto* from = reinterpret_cast<const uint8_t*>(words);
+    const uint8_t* const end = from + stream_words(k, bits) * 4;
+    for (int64_t i = 0; i < k; i += kEight) {
+        uint64_t eight = 0;
+        std::memcpy(&eight, from, static_cast<size_t>(std::min<int64_t>(kEight, end - from)));
+        eight = part(eight, bits);
+        std::memcpy(codes + i, &eight, static_cast<size_t>(std::min<int64_t>(kEight, k - i)));
+        from += bits;
+    }
+}
+
+// The four codes of a step, a byte each.
+uint32_t load_step(const uint8_t* codes) {
+    uint32_t four;
+    std::memcpy(&four, codes, sizeof four);
+    return four;
+}
+
+void store_step(uint32_t four, uint8_t* codes) {
+    std::memcpy(codes, &four, sizeof four);
+}
+
+// The lowest `width` bits of each byte.
+constexpr uint32_t low_bits(int width) {
+    return 0x01010101u * ((1u << width) - 1);
+}
+
+// body(plane, word, along) for each plane: bits `along` and up of each byte of the word are what the step has of the plane.
+template <int BITS, typename Body>
+void each_place(int step, Body body) {
+    constexpr Planes kPlanes = planes_of(BITS);
+    for (int p = 0; p < kPlanes.count; ++p) {
+        const int along = kPlanes.width[p] * step;
+        body(p, kPlanes.low[p] + along / 8, along % 8);
     }
 }
 
@@ -55,14 +99,11 @@ void write_units(const uint8_t* codes, int64_t units, int32_t* tile) {
     constexpr Planes kPlanes = planes_of(BITS);
     for (int64_t unit = 0; unit < units; ++unit, codes += kUnitColumns, tile += BITS * kTileRows) {
         uint32_t words[BITS] = {};
-        for (int p = 0; p < kPlanes.count; ++p) {
-            const int width = kPlanes.width[p], low = kPlanes.low[p];
-            for (int column = 0; column < kUnitColumns; ++column) {
-                const int along =
-                    width * (column / kStepColumns);  // bits that the steps before take of each byte
-                const uint32_t field = (codes[column] >> low) & ((1u << width) - 1);
-                words[low + along / 8] |= field << (8 * (column % kStepColumns) + along % 8);
-            }
+        for (int step = 0; step < kUnitColumns / kStepColumns; ++step) {
+            const uint32_t four = load_step(codes + step * kStepColumns);
+            each_place<BITS>(step, [&](int p, int word, int along) {
+                words[word] |= (four >> kPlanes.low[p] & low_bits(kPlanes.width[p])) << along;
+            });
         }
         for (int w = 0; w < BITS; ++w) tile[w * kTileRows] = static_cast<int32_t>(words[w]);
     }
@@ -72,15 +113,13 @@ template <int BITS>
 void read_units(const int32_t* tile, int64_t units, uint8_t* codes) {
     constexpr Planes kPlanes = planes_of(BITS);
     for (int64_t unit = 0; unit < units; ++unit, codes += kUnitColumns, tile += BITS * kTileRows) {
-        for (int column = 0; column < kUnitColumns; ++column) {
-            uint32_t code = 0;
-            for (int p = 0; p < kPlanes.count; ++p) {
-                const int width = kPlanes.width[p], low = kPlanes.low[p];
-                const int along = width * (column / kStepColumns);
-                const uint32_t word = static_cast<uint32_t>(tile[(low + along / 8) * kTileRows]);
-                code |= ((word >> (8 * (column % kStepColumns) + along % 8)) & ((1u << width) - 1)) << low;
-            }
-            codes[column] = static_cast<uint8_t>(code);
+        for (int step = 0; step < kUnitColumns / kStepColumns; ++step) {
+            uint32_t four = 0;
+            each_place<BITS>(step, [&](int p, int word, int along) {
+                const uint32_t bits = static_cast<uint32_t>(tile[word * kTileRows]) >> along;
+                four |= (bits & low_bits(kPlanes.width[p])) << kPlanes.low[p];
+            });
+            store_step(four, codes + step * kStepColumns);
         }
     }
 }
