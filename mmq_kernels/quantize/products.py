@@ -7,6 +7,7 @@ wants both matrices with their rows in one piece, and copies them into that form
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,13 +19,21 @@ _STRIP = 1024
 """Columns of an update that are made in one call, so that little memory is needed beside it."""
 
 
-def _has_onednn() -> bool:
-    x86 = platform.machine().lower() in ("x86_64", "amd64")  # others have no code of its own for every shape
-    return x86 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+def _of_intel() -> bool:
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "GenuineIntel" in platform.processor()
 
 
-ONEDNN = _has_onednn()
-"""Whether products on a CPU are oneDNN's; False: torch's own."""
+def _is_faster() -> bool:
+    x86 = platform.machine().lower() in ("x86_64", "amd64")  # elsewhere oneDNN may have no code of its own for a shape
+    has = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return x86 and has and torch.backends.mkl.is_available() and not _of_intel()
+
+
+ONEDNN = _is_faster()
+"""Whether large products on a CPU are oneDNN's; False: torch's own."""
 
 
 def by_onednn(matrix: Tensor) -> bool:
