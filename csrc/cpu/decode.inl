@@ -11,15 +11,18 @@ struct Tile {
 
 constexpr int64_t kFetchAhead = 8 * 1024;  // bytes
 
+// How long what is asked for is to stay, in the words of __builtin_prefetch. kOnce: it need not take the place in level 2 of
+// what the next call reads before its kernel runs. kLater: other things are worked on before.
+enum Stay { kOnce = 0, kLater = 2 };
+
 // Asks for the bytes `ahead` of an address, before they are needed: the products between two loads fill the window in which
-// a CPU looks ahead by itself, and its own prefetchers stop at every page. As data that is read once: it need not take the
-// place in level 2 of what the next call reads before its kernel runs. Harmless past the end.
-template <int LINES>
+// a CPU looks ahead by itself, and its own prefetchers stop at every page. Harmless past the end.
+template <int LINES, Stay STAY = kOnce>
 MMQ_INLINE void fetch(const void* from, int64_t ahead) {
-    constexpr int kToRead = 0, kOnce = 0;
+    constexpr int kToRead = 0;
     const uintptr_t at = reinterpret_cast<uintptr_t>(from) + static_cast<uintptr_t>(ahead);
     each_number<LINES>([&](auto i) MMQ_INLINE_LAMBDA {
-        __builtin_prefetch(reinterpret_cast<const void*>(at + 64 * i), kToRead, kOnce);
+        __builtin_prefetch(reinterpret_cast<const void*>(at + 64 * i), kToRead, STAY);
     });
 }
 
@@ -120,17 +123,19 @@ class TileGrids {
 };
 
 // Columns [begin, end) of a tile -> panel [end - begin, 16], scale * (q - zero); begin is a multiple of 8.
-// The panel has room for whole grains.
+// The panel has room for whole grains. Asks for the words of as many columns behind them.
 template <int BITS>
 void decode_panel(const Weight& w, int64_t tile_index, int64_t begin, int64_t end, float* panel) {
     const Tile<BITS> tile(w, tile_index);
     const TileGrids<BITS> grids(w, tile_index);
+    const int64_t ahead = units_of(end - begin) * BITS * kTileRows * static_cast<int64_t>(sizeof(int32_t));
     for (int64_t column = begin; column < end;) {
         const int64_t group = column / w.group_size;
         const int64_t stop = std::min(end, (group + 1) * w.group_size);
         const Grid grid = grids.load(group);
         for (; column < stop; column += kGrainColumns) {
             const int32_t* unit = tile.words + column / kUnitColumns * (BITS * kTileRows);
+            if (column % kUnitColumns == 0) fetch<BITS, kLater>(unit, ahead);
             const Grain<BITS> grain(unit, static_cast<int>(column % kUnitColumns) / kGrainColumns);
 #pragma GCC unroll 8
             for (int c = 0; c < kGrainColumns; ++c) {
