@@ -31,35 +31,51 @@ MMQ_INLINE void fetch_unit(const int32_t* unit) {
     fetch<BITS>(unit, kFetchAhead);
 }
 
-// The words of a grain, shifted so that the field of its first column is in the lowest bits of each plane's.
+// The codes of a grain. Of one plane below 8 bits: its word, shifted so that the field of the first column is lowest. Else the
+// planes put together, a word for each step: a column's byte has the code in its highest bits, less the middle one.
 template <int BITS>
 struct Grain {
     static constexpr Planes kPlanes = planes_of(BITS);
-    I16 word[kMaxPlanes];
+    static constexpr bool kBytes = kPlanes.count > 1 || BITS == 8;
+    I16 word[kBytes ? 2 : 1];
 
     // Grain 0 .. 3 of a unit.
     MMQ_INLINE Grain(const int32_t* unit, int grain) {
         const int step = grain * (kGrainColumns / kStepColumns);
-        if constexpr (BITS == 8) {
-            word[0] = centre_bytes(load_words(unit + step * kTileRows));
-            word[1] = centre_bytes(load_words(unit + (step + 1) * kTileRows));
+        if constexpr (kBytes) {
+            word[0] = bytes(unit, step);
+            word[1] = bytes(unit, step + 1);
         } else {
-#pragma GCC unroll 3
-            for (int p = 0; p < kPlanes.count; ++p) {
-                const int along = kPlanes.width[p] * step;
-                word[p] = load_words(unit + (kPlanes.low[p] + along / 8) * kTileRows);
-                if (kPlanes.width[p] < 4) word[p] = shift_right(word[p], along % 8);
-            }
+            const int along = BITS * step;
+            word[0] = load_words(unit + along / 8 * kTileRows);
+            if (BITS < 4) word[0] = shift_right(word[0], along % 8);
         }
     }
 
     // q - 2^(BITS-1) of column c
     MMQ_INLINE F16 centred(int c) const {
-        if constexpr (BITS == 8) {
-            return to_float(signed_byte(word[c / kStepColumns], c % kStepColumns));
+        if constexpr (kBytes) {
+            return to_float(top_of_byte<BITS>(word[c / kStepColumns], c % kStepColumns));
         } else {
-            return centred_code<BITS>(word, c);
+            return centred_code<BITS>(word[0], c);
         }
+    }
+
+  private:
+    static MMQ_INLINE I16 bytes(const int32_t* unit, int step) {
+        I16 all;
+        each_number<kPlanes.count>([&](auto p) MMQ_INLINE_LAMBDA {
+            constexpr int kWidth = kPlanes.width[p], kTo = 8 - BITS + kPlanes.low[p];
+            const int along = kWidth * step;
+            I16 field = load_words(unit + (kPlanes.low[p] + along / 8) * kTileRows);
+            if (BITS < 8) {
+                const int left = kTo - along % 8;
+                field = left < 0 ? shift_right(field, -left) : shift_left(field, left);
+                field = mask(field, static_cast<int32_t>(0x01010101u * ((1u << kWidth) - 1) << kTo));
+            }
+            all = p == 0 ? field : either(all, field);
+        });
+        return centre_bytes(all);
     }
 };
 

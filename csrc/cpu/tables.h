@@ -27,20 +27,19 @@ struct StreamFetch {
 template <int BITS>
 inline constexpr StreamFetch<BITS> kStreamFetch{};
 
-// Entry i is worth field i mod 2^WIDTH: periodic, so that an index of 4 bits needs no mask. The top plane
-// carries the centre of the code: the sum over planes is q - 2^(bits-1).
-template <int WIDTH, int LOW, int CENTRE>
-struct FieldTable {
+// Entry i is worth (i mod 2^BITS) - 2^(BITS-1): periodic, so that an index of 4 bits needs no mask.
+template <int BITS>
+struct CentredTable {
     alignas(64) float value[16] = {};
 
-    constexpr FieldTable() {
+    constexpr CentredTable() {
         for (int i = 0; i < 16; ++i)
-            value[i] = static_cast<float>(((i & ((1 << WIDTH) - 1)) << LOW) - CENTRE);
+            value[i] = static_cast<float>((i & ((1 << BITS) - 1)) - middle_code(BITS));
     }
 };
 
-template <int WIDTH, int LOW, int CENTRE>
-inline constexpr FieldTable<WIDTH, LOW, CENTRE> kFieldTable{};
+template <int BITS>
+inline constexpr CentredTable<BITS> kCentredTable{};
 
 // bf16 of an integer of at most 8 bits, at compile time.
 constexpr uint16_t exact_bf16(int value) {

@@ -55,14 +55,16 @@ inline I16 mask(I16 a, int32_t bits) {
 inline I16 either(I16 a, I16 b) {
     return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)};
 }
-// Adds 128 to every byte, mod 256: codes of 8 bits become signed bytes centred on 0.
+// Adds 128 to every byte, mod 256: codes in the highest bits of bytes become signed, centred on 0.
 inline I16 centre_bytes(I16 a) {
     const __m256i top = _mm256_set1_epi32(static_cast<int>(0x80808080u));
     return {_mm256_xor_si256(a.lo, top), _mm256_xor_si256(a.hi, top)};
 }
-inline I16 signed_byte(I16 a, int i) {
-    return {_mm256_srai_epi32(_mm256_slli_epi32(a.lo, 24 - 8 * i), 24),
-            _mm256_srai_epi32(_mm256_slli_epi32(a.hi, 24 - 8 * i), 24)};
+// The highest BITS bits of byte i of each lane, as a signed number.
+template <int BITS>
+inline I16 top_of_byte(I16 a, int i) {
+    return {_mm256_srai_epi32(_mm256_slli_epi32(a.lo, 24 - 8 * i), 32 - BITS),
+            _mm256_srai_epi32(_mm256_slli_epi32(a.hi, 24 - 8 * i), 32 - BITS)};
 }
 inline F16 to_float(I16 a) {
     return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)};

@@ -47,12 +47,14 @@ inline I16 mask(I16 a, int32_t bits) {
 inline I16 either(I16 a, I16 b) {
     return _mm512_or_si512(a, b);
 }
-// Adds 128 to every byte, mod 256: codes of 8 bits become signed bytes centred on 0.
+// Adds 128 to every byte, mod 256: codes in the highest bits of bytes become signed, centred on 0.
 inline I16 centre_bytes(I16 a) {
     return _mm512_xor_si512(a, _mm512_set1_epi32(static_cast<int>(0x80808080u)));
 }
-inline I16 signed_byte(I16 a, int i) {
-    return _mm512_srai_epi32(_mm512_slli_epi32(a, static_cast<unsigned>(24 - 8 * i)), 24);
+// The highest BITS bits of byte i of each lane, as a signed number.
+template <int BITS>
+inline I16 top_of_byte(I16 a, int i) {
+    return _mm512_srai_epi32(_mm512_slli_epi32(a, static_cast<unsigned>(24 - 8 * i)), 32 - BITS);
 }
 inline F16 to_float(I16 a) {
     return _mm512_cvtepi32_ps(a);

@@ -69,12 +69,14 @@ inline I16 mask(const I16& a, uint32_t bits) {
 inline I16 either(const I16& a, const I16& b) {
     return each_word([&](int i) { return a.part[i] | b.part[i]; });
 }
-// Adds 128 to every byte, mod 256: codes of 8 bits become signed bytes centred on 0.
+// Adds 128 to every byte, mod 256: codes in the highest bits of bytes become signed, centred on 0.
 inline I16 centre_bytes(const I16& a) {
     return each_word([&](int i) { return a.part[i] ^ 0x80808080u; });
 }
-inline I16 signed_byte(const I16& a, int byte) {
-    return each_word([&](int i) { return (U4)((I4)(a.part[i] << (24 - 8 * byte)) >> 24); });
+// The highest BITS bits of byte i of each lane, as a signed number.
+template <int BITS>
+inline I16 top_of_byte(const I16& a, int byte) {
+    return each_word([&](int i) { return (U4)((I4)(a.part[i] << (24 - 8 * byte)) >> (32 - BITS)); });
 }
 inline F16 to_float(const I16& a) {
     return each_part([&](int i) { return __builtin_convertvector((I4)a.part[i], F4); });
