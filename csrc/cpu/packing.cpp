@@ -52,7 +52,7 @@ void pack_row(const uint8_t* codes, int64_t k, int bits, int32_t* words) {
         std::memcpy(to, &eight, static_cast<size_t>(bytes));
         to += std::min<int64_t>(bits, bytes);
     }
-    std::memset(to, 0, static_cast<size_t>(end - to));
+    std::fill_n(to, end - to, uint8_t{0});  // of no codes there may be no words
 }
 
 void unpack_row(const int32_t* words, int64_t k, int bits, uint8_t* codes) {
