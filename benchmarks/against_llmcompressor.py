@@ -28,7 +28,7 @@ from torch import Tensor
 
 from mmq_kernels.bench.record import Row, append, provenance
 from mmq_kernels.quantize import GptqSettings, gptq
-from mmq_kernels.quantize.gptq import factorize
+from mmq_kernels.quantize.hessian import factorize
 from mmq_kernels.spec import PER_CHANNEL, QuantSpec
 
 try:

@@ -24,7 +24,8 @@ from mmq_kernels.demo import weights_folder
 from mmq_kernels.demo.world import WorldSize, write_world
 from mmq_kernels.eval.calibration import CalibrationSource
 from mmq_kernels.quantize import GptqSettings, Hessian, gptq
-from mmq_kernels.quantize.gptq import factorize, weighted_error
+from mmq_kernels.quantize.gptq import weighted_error
+from mmq_kernels.quantize.hessian import factorize
 from mmq_kernels.spec import QuantSpec
 
 SPECS = (QuantSpec(4, 128, True), QuantSpec(3, 128), QuantSpec(2, 32))

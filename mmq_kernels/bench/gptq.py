@@ -18,8 +18,10 @@ from mmq_kernels import ops
 from mmq_kernels.bench.record import Row
 from mmq_kernels.bench.setting import Setting
 from mmq_kernels.bench.timing import timed
-from mmq_kernels.quantize.gptq import GptqSettings, factorize, gptq
+from mmq_kernels.quantize.gptq import gptq
+from mmq_kernels.quantize.hessian import factorize
 from mmq_kernels.quantize.rtn import Quantized
+from mmq_kernels.quantize.settings import GptqSettings
 from mmq_kernels.spec import QuantSpec
 
 BLOCK = 128

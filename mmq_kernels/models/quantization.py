@@ -10,9 +10,9 @@ from torch import nn
 
 from mmq_kernels.models.plan import make_plan
 from mmq_kernels.models.tied import untie_heads
-from mmq_kernels.quantize.gptq import GptqSettings
 from mmq_kernels.quantize.recipe import Recipe
 from mmq_kernels.quantize.sequential import Batch, BlockStore, Hold, LayerReport, Progress, in_memory, quantize_stages
+from mmq_kernels.quantize.settings import GptqSettings
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,14 @@ For a layer ``y = x W^T`` with Hessian ``H = 2/N sum x^T x`` and ``U`` the upper
     e_j  = (w_j - scale * (q_j - zero)) / U[j, j]
     w_i -= e_j * U[j, i]                               for every later column i
 
-Columns are taken in blocks: `ops.gptq_block` works inside a block, one matmul carries its errors to the rest.
+Columns are taken in blocks: `ops.gptq_block` works inside a block, `Carry` takes its errors to the rest.
 
 Source: Frantar et al., GPTQ: Accurate Post-Training Quantization for GPT (arXiv 2210.17323), algorithm 1.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,204 +24,12 @@ from mmq_kernels.backends.reference import encode
 from mmq_kernels.quantize.carry import Carry
 from mmq_kernels.quantize.grids import Grid
 from mmq_kernels.quantize.groups import settled_columns
+from mmq_kernels.quantize.hessian import Factor, damped
 from mmq_kernels.quantize.products import add_product_
 from mmq_kernels.quantize.refine import Refined, best_of, refine, row_errors
 from mmq_kernels.quantize.rtn import Quantized, check_finite, choose_scale_dtype
-from mmq_kernels.quantize.triangles import add_lower_gram_, cholesky, invert_lower_, mirror_lower_
+from mmq_kernels.quantize.settings import DEFAULT, GptqSettings
 from mmq_kernels.spec import PER_CHANNEL, QuantSpec, ceil_div
-
-DAMPING_ATTEMPTS = 5
-"""How often damping is raised tenfold before a Hessian is given up."""
-
-
-class QuantizationError(RuntimeError):
-    """A layer that cannot be quantized as asked, by name."""
-
-
-ORDERS = ("input", "activation", "static")
-
-
-@dataclass(frozen=True)
-class GptqSettings:
-    """Attributes:
-    damping: added to the Hessian's diagonal, as a share of its mean.
-    order: of the columns: "input"; "activation": those with the largest inputs first, and grouped by that order; or
-        "static": in that order too, but grouped as the input has them, on the grids of the weights as given, so that a
-        layer needs no index of its columns' groups.
-    grid: of a group: "minmax", "percentile", or "search": the share of its range that its corrected weights want.
-    percentile: of the grid "percentile", above 50 and at most 100.
-    block_size: columns after which errors are carried on to all later columns; a group of this size or less is never
-        split. Without descent, results differ by rounding only.
-    rounds: of descent on codes, scales and zero points behind the columns (refine.py). Above 0, groups also see descent
-        of their own before later columns make their errors good (groups.py).
-    catch_up: how far, from 0 to 1, a layer makes good what the quantized blocks before it did to its input: at 1 its
-        target is what the float model puts out there (`caught_up`).
-    """
-
-    damping: float = 0.01
-    order: str = "input"
-    grid: str = "minmax"
-    percentile: float = Grid.percentile
-    block_size: int = 128
-    rounds: int = 0
-    catch_up: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.damping <= 1:
-            raise ValueError(f"damping must be above 0 and at most 1, got {self.damping}")
-        if not 0 <= self.catch_up <= 1:
-            raise ValueError(f"catch_up must be from 0 to 1, got {self.catch_up}")
-        if self.order not in ORDERS:
-            raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {self.order!r}")
-        self.grids()
-        for name, value, least in (("block_size", self.block_size, 1), ("rounds", self.rounds, 0)):
-            if type(value) is not int or value < least:
-                raise ValueError(f"{name} must be an integer of at least {least}, got {value!r}")
-
-    def grids(self) -> Grid:
-        """How grids are found."""
-        return Grid(self.grid, self.percentile)
-
-    def beyond(self) -> GptqSettings:
-        """These, and all that makes GPTQ better: what the method "gptq+" stands for."""
-        order = "activation" if self.order == "input" else self.order
-        grid = "search" if self.grid == "minmax" else self.grid
-        return replace(self, order=order, grid=grid, rounds=max(self.rounds, 1))
-
-
-class Hessian:
-    """``H = 2/N sum x^T x`` of the inputs of one or more layers, fp32 ``[k, k]``."""
-
-    def __init__(self, k: int, device: torch.device) -> None:
-        self._sum = torch.zeros(k, k, dtype=torch.float32, device=device)
-        self._magnitude = torch.zeros(k, dtype=torch.float64, device=device)
-        self._scaled = False
-        self._drift: Tensor | None = None
-        self.rows = 0
-
-    def add(self, x: Tensor) -> None:
-        """Take in activations ``[..., k]``; not after `value`."""
-        assert not self._scaled
-        rows = x.detach().reshape(-1, x.shape[-1]).float()
-        add_lower_gram_(self._sum, rows)
-        self._magnitude += torch.linalg.vector_norm(rows, 1, 0)
-        self.rows += rows.shape[0]
-
-    def value(self) -> Tensor:
-        """H; zero where nothing was seen. Not a copy: it may be the largest thing in memory."""
-        if not self._scaled:
-            mirror_lower_(self._sum).mul_(2 / max(1, self.rows))
-            self._scaled = True
-        return self._sum
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the matrix."""
-        return self._sum.numel() * self._sum.element_size()
-
-    def add_drift(self, wanted: Tensor, x: Tensor) -> None:
-        """Take in what activations x ``[..., k]`` are in the float model; x goes to `add` too."""
-        rows = x.detach().reshape(-1, x.shape[-1]).float()
-        if self._drift is None:
-            self._drift = torch.zeros_like(self._sum)
-        add_product_(self._drift, (wanted.reshape(rows.shape).float() - rows).t(), rows)
-
-    def drift(self) -> Tensor | None:
-        """``2/N sum (x_float - x)^T x``, fp32 ``[k, k]``, or None where nothing was said of the float model."""
-        return None if self._drift is None else self._drift * (2 / max(1, self.rows))
-
-    def magnitude(self) -> Tensor:
-        """``mean |x|`` of each channel, fp32 ``[k]``."""
-        return (self._magnitude / max(1, self.rows)).float()
-
-
-@dataclass(frozen=True)
-class Factor:
-    """What GPTQ needs of a Hessian.
-
-    Attributes:
-        hessian: fp32 ``[k, k]``, undamped, columns in input order.
-        upper: fp32 ``[k, k]``, upper Cholesky factor of the damped inverse, columns in the order of the work.
-        damping: the share of the mean diagonal that it took.
-        order: int64 ``[k]``, the input column of each step of the work; None: input order.
-    """
-
-    hessian: Tensor
-    upper: Tensor
-    damping: float
-    order: Tensor | None = None
-
-    def damped(self) -> Tensor:
-        """The Hessian that `upper` belongs to, in the order of the work."""
-        if self.order is None:
-            return _damped(self.hessian, self.damping)
-        return _damp_(_in_order(self.hessian, self.order), self.damping)
-
-
-DEFAULT = GptqSettings()
-
-
-def factorize(hessian: Tensor, settings: GptqSettings, name: str) -> Factor:
-    """Invert and factor a Hessian, with as much damping as it needs.
-
-    Damping starts at `settings.damping` and is raised tenfold, with a warning, while the matrix is not positive
-    definite. Inputs that were always zero get a diagonal of 1: their columns are rounded, never zeroed.
-
-    Raises:
-        QuantizationError: naming the layer, when the last attempt fails too.
-    """
-    if not _finite(hessian):
-        raise QuantizationError(f"{name}: its calibration activations hold NaN or infinity")
-    damping, order, ordered = settings.damping, None, hessian
-    if settings.order != "input":
-        order = torch.argsort(hessian.diagonal(), descending=True, stable=True)
-        ordered = _in_order(hessian, order)
-    for _ in range(DAMPING_ATTEMPTS):
-        upper = _upper(ordered, damping)
-        if upper is not None:
-            return Factor(hessian, upper, damping, order)
-        warnings.warn(
-            f"{name}: Hessian not positive definite at damping {damping:g}, trying {10 * damping:g}",
-            stacklevel=2,
-        )
-        damping *= 10
-    raise QuantizationError(f"{name}: Hessian not positive definite, damping raised to {damping / 10:g} in vain")
-
-
-def _upper(hessian: Tensor, damping: float) -> Tensor | None:
-    """The upper Cholesky factor of the damped inverse, or None; no more than two matrices at a time beside it.
-
-    With J the reversal of rows and columns and ``J H J = L L^T``, it is ``J L^-1 J``: one factorization, and no inverse
-    of H is made.
-    """
-    backward = _damp_(hessian.flip(0, 1), damping)
-    lower = cholesky(backward)
-    del backward
-    if lower is None:
-        return None
-    upper = invert_lower_(lower).flip(0, 1)
-    return upper if _finite(upper) else None
-
-
-def _in_order(matrix: Tensor, order: Tensor) -> Tensor:
-    """Rows and columns of ``[k, k]`` in that order; gathering takes a third of the time of two look-ups."""
-    return matrix[order].gather(1, order.expand_as(matrix))
-
-
-def _finite(matrix: Tensor) -> bool:
-    """Without a matrix of flags; NaN goes through both extremes."""
-    return all(bool(extreme.isfinite()) for extreme in matrix.aminmax())
-
-
-def _damped(hessian: Tensor, damping: float) -> Tensor:
-    return _damp_(hessian.clone(), damping)
-
-
-def _damp_(hessian: Tensor, damping: float) -> Tensor:
-    diagonal = hessian.diagonal()
-    unseen = diagonal == 0
-    diagonal.add_(damping * (float(diagonal.mean()) or 1.0)).masked_fill_(unseen, 1.0)
-    return hessian
 
 
 def caught_up(weight: Tensor, drift: Tensor, factor: Factor, share: float) -> Tensor:
@@ -316,7 +122,7 @@ def _static(
         add_product_(current[:, end:], errors.t(), factor.upper[start:end, end:], alpha=-1)
     found = Quantized(codes, scale, zero)
     if settings.rounds:
-        hessian = _damped(factor.hessian, factor.damping)
+        hessian = damped(factor.hessian, factor.damping)
         start_at = Refined(found, row_errors(weight, found, spec, hessian))
         found = refine(weight, hessian, start_at, spec, settings.rounds).weight
     return found

@@ -38,7 +38,7 @@ def settled_columns(
         upper: fp32 ``[k, k]``, upper Cholesky factor of the damped inverse Hessian.
         spec: its groups have at most `block` columns.
         grids: how grids are found.
-        block: columns after which errors are carried on to all later ones.
+        block: columns after which errors are carried on to later ones.
 
     Returns:
         The quantized weight, and the error ``e e^T`` of each row.

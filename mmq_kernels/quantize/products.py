@@ -1,7 +1,7 @@
 """Products of large matrices in fp32, by the faster of the two libraries that torch carries for them.
 
-On a CPU torch multiplies fp32 by its BLAS. Where that is MKL and the CPU is not Intel's, oneDNN takes half the time; it
-wants both matrices with their rows in one piece, and copies them into that form cost little beside the product.
+On a CPU torch multiplies fp32 by its BLAS. Where that is MKL and the CPU is not Intel's, oneDNN is faster; it wants
+both matrices with their rows in one piece, and copies them into that form cost little beside the product.
 """
 
 from __future__ import annotations

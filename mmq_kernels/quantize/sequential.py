@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from mmq_kernels.nn import QuantLinear
 from mmq_kernels.quantize.awq import awq, search_scale
 from mmq_kernels.quantize.folding import find_producer, fold
-from mmq_kernels.quantize.gptq import Factor, GptqSettings, caught_up, weighted_error
+from mmq_kernels.quantize.gptq import caught_up, weighted_error
+from mmq_kernels.quantize.hessian import Factor
 from mmq_kernels.quantize.recipe import CALIBRATED
 from mmq_kernels.quantize.rtn import Quantized, check_finite, quantize_weight
+from mmq_kernels.quantize.settings import GptqSettings
 from mmq_kernels.quantize.together import Reading, gptq_together
 from mmq_kernels.quantize.walk import Batch, Job, SharedHessian, Stage, Walk, frozen, record, without_cache
 from mmq_kernels.spec import QuantSpec

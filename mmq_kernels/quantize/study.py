@@ -19,8 +19,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mmq_kernels.quantize.gptq import GptqSettings
 from mmq_kernels.quantize.recipe import KINDS, LEFT_ALONE, Recipe, Rule, first_message
+from mmq_kernels.quantize.settings import GptqSettings
 from mmq_kernels.quantize.untrusted import read_yaml, shortened
 
 AWQ_GROUP_SIZE = 128

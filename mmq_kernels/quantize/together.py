@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mmq_kernels.quantize.gptq import DEFAULT, Factor, GptqSettings, gptq, gptq_side_by_side
+from mmq_kernels.quantize.gptq import gptq, gptq_side_by_side
+from mmq_kernels.quantize.hessian import Factor
 from mmq_kernels.quantize.rtn import Quantized, check_finite, choose_scale_dtype
+from mmq_kernels.quantize.settings import DEFAULT, GptqSettings
 from mmq_kernels.spec import QuantSpec
 
 Reading = tuple[Sequence[Tensor], Callable[[], Factor]]

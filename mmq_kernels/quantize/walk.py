@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 from transformers.cache_utils import Cache
 
-from mmq_kernels.quantize.gptq import Factor, GptqSettings, Hessian, factorize
+from mmq_kernels.quantize.hessian import Factor, Hessian, factorize
 from mmq_kernels.quantize.recipe import CALIBRATED
+from mmq_kernels.quantize.settings import GptqSettings
 from mmq_kernels.spec import QuantSpec
 
 Batch = Mapping[str, Any]

@@ -16,7 +16,8 @@ from mmq_kernels.backends.descent import _Group
 from mmq_kernels.models import quantize_model
 from mmq_kernels.nn import QuantLinear
 from mmq_kernels.quantize import GptqSettings, Quantized, gptq, quantize_weight
-from mmq_kernels.quantize.gptq import factorize, weighted_error
+from mmq_kernels.quantize.gptq import weighted_error
+from mmq_kernels.quantize.hessian import factorize
 from mmq_kernels.quantize.refine import Refined, best_of, refine, row_errors
 from mmq_kernels.spec import QuantSpec
 

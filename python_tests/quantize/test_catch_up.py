@@ -16,7 +16,8 @@ from mmq_kernels.demo.world import WorldSize, write_world
 from mmq_kernels.eval.calibration import CalibrationSource
 from mmq_kernels.models import quantize_model
 from mmq_kernels.quantize import GptqSettings, Hessian
-from mmq_kernels.quantize.gptq import caught_up, factorize
+from mmq_kernels.quantize.gptq import caught_up
+from mmq_kernels.quantize.hessian import factorize
 
 
 @pytest.mark.parametrize("order", ["input", "activation"])

@@ -5,7 +5,8 @@ import torch
 
 from mmq_kernels.backends.blocks import grid_blocks
 from mmq_kernels.quantize import GptqSettings, Hessian, QuantizationError, gptq, quantize_weight
-from mmq_kernels.quantize.gptq import factorize, gptq_side_by_side, weighted_error
+from mmq_kernels.quantize.gptq import gptq_side_by_side, weighted_error
+from mmq_kernels.quantize.hessian import factorize
 from mmq_kernels.quantize.together import gptq_together, pays
 from mmq_kernels.spec import QuantSpec
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from mmq_kernels.quantize.gptq import GptqSettings, Hessian, factorize
+from mmq_kernels.quantize.hessian import Hessian, factorize
+from mmq_kernels.quantize.settings import GptqSettings
 from mmq_kernels.quantize.triangles import add_lower_gram_, invert_lower_, mirror_lower_
 
 SIZES = [1, 2, 255, 256, 257, 513, 700]
