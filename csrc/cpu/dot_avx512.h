@@ -1,8 +1,16 @@
 // Dot products of 4 codes of 16 rows with 4 of a token, AVX-512. Included inside an anonymous namespace after
 // vec_avx512.h; kVnni says whether there is one instruction for it.
 
-constexpr int kDotTiles = 2;    // tiles that share each load of a token's codes
-constexpr int kDotTokens = 12;  // 24 accumulators, 2 registers of codes, 1 of x
+constexpr int kDotTiles = 2;  // tiles that share each load of a token's codes
+// Blocks of tokens that there are kernels for; of missing tokens all codes are 0.
+constexpr int kDotBlocks[] = {1, 4, 8, 12};
+template <int BITS>
+constexpr int kMostStreams = 12;  // 24 accumulators, 2 registers of codes, 1 of x
+
+// Products are added up in 32 bits.
+constexpr bool kPairSums = false;
+template <int BITS>
+constexpr int kPairSteps = 0;
 
 inline I16 set1_word(int32_t value) {
     return _mm512_set1_epi32(value);

@@ -2,7 +2,15 @@
 // vec_scalar.h.
 
 constexpr int kDotTiles = 1;
-constexpr int kDotTokens = 4;
+// Blocks of tokens that there are kernels for; of missing tokens all codes are 0.
+constexpr int kDotBlocks[] = {1, 4};
+template <int BITS>
+constexpr int kMostStreams = 4;
+
+// Products are added up in 32 bits.
+constexpr bool kPairSums = false;
+template <int BITS>
+constexpr int kPairSteps = 0;
 
 inline I16 set1_word(int32_t value) {
     const uint32_t v = static_cast<uint32_t>(value);

@@ -32,10 +32,10 @@ struct FewTokens {
     const float* sums;
 };
 
-// FMA takes 4 cycles, two are under way: with few tokens, columns take turns between chains of sums.
+// FMA takes 4 cycles, two are under way: with few tokens, columns take turns between chains of sums, 8 registers of them.
 template <int TOKENS>
 struct FloatSums {
-    static constexpr int kChains = TOKENS >= 8 ? 1 : TOKENS >= 4 ? 2 : 8 / TOKENS;
+    static constexpr int kChains = std::max(1, (TOKENS >= 8 ? 1 : TOKENS >= 4 ? 2 : 8 / TOKENS) / kRegisters);
     F16 of[TOKENS][kChains];
 
     MMQ_INLINE void clear() {

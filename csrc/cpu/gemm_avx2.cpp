@@ -1,11 +1,13 @@
-// gemm and dequantize in AVX2, FMA, F16C; the kernels are in gemm.inl.
+// gemm and dequantize in AVX2, FMA, F16C; the kernels are in gemm.inl and, for one or two tokens, fixed.inl.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <numeric>
 #include <utility>
 
@@ -31,11 +33,20 @@ namespace {
 #include "activation.inl"
 #include "outputs.inl"
 #include "gemm.inl"
+#include "dot_avx2.h"
+#include "steps.inl"
+#include "integer.inl"
+#include "fixed.inl"
+
+template <int BITS>
+void gemm_fixed_or_float(const GemmArgs& args) {
+    if (!gemm_fixed<BITS>(args)) gemm_bits<BITS>(args);
+}
 
 }  // namespace
 
 void gemm_avx2(const GemmArgs& args) {
-    MMQ_FOR_BITS(gemm_bits)
+    MMQ_FOR_BITS(gemm_fixed_or_float)
 }
 
 void dequantize_avx2(const DequantizeArgs& args) {

@@ -1,11 +1,13 @@
-// gemm with activations of 8 bits in AVX2, FMA, F16C; the kernel is in integer.inl.
+// gemm with activations of 8 bits in AVX2, FMA, F16C; the kernel is in integer.inl and rounded.inl.
 #if defined(__x86_64__)
 #include <immintrin.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <numeric>
 #include <utility>
 
@@ -31,7 +33,9 @@ namespace {
 #include "../common/activation.inl"
 #include "activation.inl"
 #include "outputs.inl"
+#include "steps.inl"
 #include "integer.inl"
+#include "rounded.inl"
 
 }  // namespace
 

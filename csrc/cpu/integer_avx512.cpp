@@ -1,4 +1,4 @@
-// gemm with activations of 8 bits in AVX-512 (F, BW, DQ, VL); the kernel is in integer.inl.
+// gemm with activations of 8 bits in AVX-512 (F, BW, DQ, VL); the kernel is in integer.inl and rounded.inl.
 #if defined(__x86_64__)
 // GCC 12 warns of the registers that its own intrinsics leave undefined.
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -6,9 +6,11 @@
 #include <immintrin.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <numeric>
 #include <utility>
 
@@ -35,7 +37,9 @@ namespace {
 #include "../common/activation.inl"
 #include "activation.inl"
 #include "outputs.inl"
+#include "steps.inl"
 #include "integer.inl"
+#include "rounded.inl"
 
 }  // namespace
 

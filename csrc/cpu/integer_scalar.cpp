@@ -1,9 +1,11 @@
-// gemm with activations of 8 bits in portable C++; the kernel is in integer.inl.
+// gemm with activations of 8 bits in portable C++; the kernel is in integer.inl and rounded.inl.
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <numeric>
 #include <utility>
 
@@ -26,7 +28,9 @@ namespace {
 #include "../common/activation.inl"
 #include "activation.inl"
 #include "outputs.inl"
+#include "steps.inl"
 #include "integer.inl"
+#include "rounded.inl"
 
 }  // namespace
 

@@ -7,7 +7,8 @@ struct I16 {
     __m256i lo, hi;
 };
 
-constexpr int kTokens = 6;  // 12 accumulators, 2 registers of weights, 1 of x: 15 of 16
+constexpr int kRegisters = 2;  // of 16 rows
+constexpr int kTokens = 6;     // 12 accumulators, 2 registers of weights, 1 of x: 15 of 16
 
 inline F16 set1(float value) {
     const __m256 v = _mm256_set1_ps(value);
@@ -28,6 +29,20 @@ inline F16 sub(F16 a, F16 b) {
 }
 inline F16 mul(F16 a, F16 b) {
     return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)};
+}
+inline F16 absolute(F16 a) {
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return {_mm256_andnot_ps(sign, a.lo), _mm256_andnot_ps(sign, a.hi)};
+}
+// max(a, b); b where a is no number.
+inline F16 larger(F16 a, F16 b) {
+    return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)};
+}
+// `then` where a is not 0, else 0.
+inline F16 where_not_zero(F16 a, F16 then) {
+    const __m256 zero = _mm256_setzero_ps();
+    return {_mm256_and_ps(then.lo, _mm256_cmp_ps(a.lo, zero, _CMP_NEQ_UQ)),
+            _mm256_and_ps(then.hi, _mm256_cmp_ps(a.hi, zero, _CMP_NEQ_UQ))};
 }
 // a * b + c
 inline F16 fma(F16 a, F16 b, F16 c) {
@@ -82,12 +97,27 @@ inline F16 load_bf16(const uint16_t* from) {
     return {widen_bf16(_mm_loadu_si128(p)), widen_bf16(_mm_loadu_si128(p + 1))};
 }
 
+// The COUNT bytes at `from`, 4 to 16. By loads that overlap: put together in memory, they would wait for their own stores.
+template <int COUNT>
+inline __m128i load_bytes(const uint8_t* from) {
+    const auto word = [&](auto as, int at) {
+        std::memcpy(&as, from + at, sizeof as);
+        return as;
+    };
+    if constexpr (COUNT < 8) {
+        const uint64_t low = word(uint32_t(), 0), high = word(uint32_t(), COUNT - 4);
+        return _mm_cvtsi64_si128(static_cast<int64_t>(low | high << (8 * (COUNT - 4))));
+    } else {
+        const uint64_t low = word(uint64_t(), 0), high = word(uint64_t(), COUNT - 8);
+        return _mm_set_epi64x(COUNT == 8 ? 0 : static_cast<int64_t>(high >> (8 * (16 - COUNT) % 64)),
+                              static_cast<int64_t>(low));
+    }
+}
+
 // 16 codes of a dense stream that starts at a byte: each lane fetches the two bytes its code touches.
 template <int BITS>
 inline F16 load_stream(const uint8_t* from) {
-    uint8_t bytes[16] = {};
-    std::memcpy(bytes, from, 2 * BITS);
-    const __m256i all = _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
+    const __m256i all = _mm256_broadcastsi128_si256(load_bytes<2 * BITS>(from));
     const __m256i* f = reinterpret_cast<const __m256i*>(kStreamFetch<BITS>.byte);
     const __m256i* s = reinterpret_cast<const __m256i*>(kStreamFetch<BITS>.shift);
     const I16 windows = {_mm256_srlv_epi32(_mm256_shuffle_epi8(all, f[0]), s[0]),

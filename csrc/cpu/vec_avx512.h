@@ -3,7 +3,8 @@
 using F16 = __m512;
 using I16 = __m512i;
 
-constexpr int kTokens = 24;  // sums in registers, of 32
+constexpr int kRegisters = 1;  // of 16 rows
+constexpr int kTokens = 24;    // sums in registers, of 32
 
 inline F16 set1(float value) {
     return _mm512_set1_ps(value);

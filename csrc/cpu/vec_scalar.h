@@ -12,7 +12,8 @@ struct I16 {
     U4 part[4];
 };
 
-constexpr int kTokens = 4;  // tokens of a register block
+constexpr int kRegisters = 1;  // as many as are worth chains of sums
+constexpr int kTokens = 4;     // tokens of a register block
 
 template <class Function>
 inline F16 each_part(const Function& function) {
