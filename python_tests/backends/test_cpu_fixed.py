@@ -1,4 +1,4 @@
-"""Float activations as fixed-point digits (csrc/cpu/fixed.inl): exact where they are taken, and refused where they lose."""
+"""Float activations as fixed-point digits (csrc/cpu/fixed.inl): exact where taken, refused where they would lose."""
 
 import pytest
 import torch
