@@ -7,18 +7,19 @@ from typing import Any
 from recorded import Row, newest, read, source, table
 
 
+ISAS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
+
+
 def gemm() -> str:
     return "\n".join(_gemm(rows) for rows in _runs())
 
 
 def _runs() -> list[list[Row]]:
-    """The rows of the newest run for each dtype of x."""
-    rows = [row for row in read("cpu") if row["bench"] == "gemm"]
-    lasts = {row["dtype"]: row for row in rows}
-    return [
-        newest([row for row in rows if _one_run(row) == _one_run(last)], "bits", "m")
-        for _, last in sorted(lasts.items())
-    ]
+    """The newest run for each instruction set and dtype of x, rounded x beside it; the best instruction set first."""
+    rows = [row for row in read("cpu") if row["bench"] == "gemm" and "a8_us" in row]
+    lasts = {(row["isa"], row["dtype"]): row for row in rows}
+    order = sorted(lasts, key=lambda run: (-ISAS.index(run[0]), run[1]))
+    return [newest([row for row in rows if _one_run(row) == _one_run(lasts[run])], "bits", "m") for run in order]
 
 
 def _gemm(rows: list[Row]) -> str:
@@ -26,7 +27,7 @@ def _gemm(rows: list[Row]) -> str:
     dtype, tokens = last["dtype"], sorted({row["m"] for row in rows})
     dense = f"torch_{dtype}_us"
     text = (
-        f"**CPU, {last['n']} x {last['k']}, group {last['group']}, x in {dtype}**: speed of the packed linear over "
+        f"**CPU ({last['isa']}), {last['n']} x {last['k']}, group {last['group']}, x in {dtype}**: speed of the packed linear over "
         f"torch's {dtype} linear in the same run (ratio of medians), by tokens m.\n\n"
     )
     found = {(row["bits"], row["m"]): row for row in rows}
@@ -36,14 +37,14 @@ def _gemm(rows: list[Row]) -> str:
     ]
     body += [
         [f"{bits} bits, x rounded to 8", *(_times_faster(found.get((bits, m)), dense, "a8_us") for m in tokens)]
-        for bits in sorted({row["bits"] for row in rows if "a8_us" in row})
+        for bits in sorted({row["bits"] for row in rows})
     ]
     return text + table(["", *(f"m = {m}" for m in tokens)], body) + "\n" + source(last) + "\n"
 
 
 def _one_run(row: Row) -> tuple[Any, ...]:
     """What lines have in common that were measured in pieces: all but the part of the command that says which piece."""
-    return tuple(row.get(key) for key in ("commit", "cpu", "threads", "dtype", "n", "k", "group", "clock"))
+    return tuple(row.get(key) for key in ("commit", "cpu", "isa", "threads", "dtype", "n", "k", "group", "clock"))
 
 
 def _times_faster(row: Row | None, slower: str, faster: str) -> str:
@@ -60,7 +61,7 @@ PEERS = {
 
 def against() -> str:
     """The packed products of others, in milliseconds."""
-    return "\n".join(_against(rows) for rows in _runs() if any("a8_us" in row for row in rows))
+    return "\n".join(_against(rows) for rows in _runs())
 
 
 def _against(rows: list[Row]) -> str:
@@ -76,7 +77,7 @@ def _against(rows: list[Row]) -> str:
     ]
     read = sorted(row.get("read_in_turns_gb_per_s", row["read_gb_per_s"]) for row in rows)
     text = (
-        f"**Beside others on the CPU**, {last['n']} x {last['k']}, group {last['group']}, milliseconds (medians), "
+        f"**Beside others on the CPU ({last['isa']})**, {last['n']} x {last['k']}, group {last['group']}, milliseconds (medians), "
         "weights rotated through 160 MiB. ONNX Runtime's `MatMulNBits` at accuracy levels 1 and 4, symmetric; torch's "
         f"int4 kernel with bf16 activations. The limit of x in {last['dtype']} is the longer of moving the bytes, at "
         f"what torch's sum of 256 MiB read in the same turns ({read[0]:.0f} to {read[-1]:.0f} GB/s: the machine is "

@@ -1,7 +1,8 @@
 """Products of large matrices in fp32, by the faster of the two libraries that torch carries for them.
 
-On a CPU torch multiplies fp32 by its BLAS. Where that is MKL and the CPU is not Intel's, oneDNN is faster; it wants
-both matrices with their rows in one piece, and copies them into that form cost little beside the product.
+On a CPU torch multiplies fp32 by its BLAS. Where that is MKL and the CPU has AVX-512 but is not Intel's, oneDNN is
+faster; it wants both matrices with their rows in one piece, and copies them into that form cost little beside the
+product. With AVX2 alone MKL is.
 """
 
 from __future__ import annotations
@@ -26,13 +27,20 @@ def _of_intel() -> bool:
         return "GenuineIntel" in platform.processor()
 
 
-def _is_faster() -> bool:
+def _is_there() -> bool:
     x86 = platform.machine().lower() in ("x86_64", "amd64")  # elsewhere oneDNN may have no code of its own for a shape
-    has = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return x86 and has and torch.backends.mkl.is_available() and not _of_intel()
+    return x86 and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-ONEDNN = _is_faster()
+def _is_faster() -> bool:
+    avx512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return avx512 and torch.backends.mkl.is_available() and not _of_intel()
+
+
+AVAILABLE = _is_there()
+"""Whether torch has oneDNN's products for this CPU."""
+
+ONEDNN = AVAILABLE and _is_faster()
 """Whether large products on a CPU are oneDNN's; False: torch's own."""
 
 
