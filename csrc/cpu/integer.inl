@@ -13,12 +13,12 @@
 //       static F16 finish(F16 y, float unit);
 //   };
 //
-// Sums of a segment are exact integers (steps.inl). They are scaled and added in fp32, one rounding at a time, in the order of
-// the segments: so up to the epilogue all instruction sets and any number of threads give the same bits.
+// Sums of a segment are exact integers (steps.inl). They are scaled and added in fp32 in the order of the segments, by one
+// thread for each tile: any number of threads gives the same bits.
 //
-// Tokens come in blocks of as many as there are registers for. Where one block holds them all, or a step is one and a half
-// operations beside many dot products, codes come from the words once for each block; else (kPairSums) a segment is decoded
-// once to a panel in level 1, which then meets all blocks.
+// Tokens come in blocks, of as many as there are registers for. `multiply_block` decodes the words once for each block, which
+// costs little beside kMostStreams dot products. Where these are cheap and registers few (kPairSums), `multiply_blocks` decodes
+// a segment of one tile to a panel in level 1, and it meets all blocks of tokens there.
 
 constexpr int64_t kSharedBytes = 3 << 18;  // codes of x that tiles take turns with: most of level 2
 constexpr int64_t kPartTokens = 264;       // their y, of a tile, is 17 KB
@@ -227,7 +227,7 @@ bool multiply_coded(const GemmArgs& args) {
                                 reinterpret_cast<int32_t*>(minus.data()),
                                 unit.data()};
         if (!code_tokens<Coding>(args, in, threads)) return false;
-        if constexpr (kPairSums) {
+        if constexpr (kPairSums && kDigits == 1) {
             if (in.count > kMost) {
                 parallel_for(threads, tiles_of(w.n), tiles_in_a_run(args, threads),
                              [&](int64_t tile) { multiply_blocks<BITS, kMost, Coding>(args, in, tile); });

@@ -1,7 +1,8 @@
 // unit[m] = max |x[m]| / 127,   x8[m, k] = rint(x[m, k] / unit[m])
 //
-// Activations rounded to 8 bits, anew for each token: a token is one stream. backends/reference.py gives the same bits. A token
-// that holds NaN or infinity gets outputs of NaN. Included inside an anonymous namespace after integer.inl.
+// Activations rounded to 8 bits, anew for each token, which is one stream. Sums are rounded one operation at a time, so that up
+// to the epilogue all instruction sets and backends/reference.py give the same bits. A token that holds NaN or infinity gets
+// outputs of NaN. Included inside an anonymous namespace after integer.inl.
 
 // max |x| / 127, at least the smallest normal number; NaN where x holds NaN or infinity.
 float unit_of(const float* x, int64_t count) {
