@@ -6,7 +6,6 @@ from typing import Any
 
 from recorded import Row, newest, read, source, table
 
-
 ISAS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 
 
@@ -27,8 +26,8 @@ def _gemm(rows: list[Row]) -> str:
     dtype, tokens = last["dtype"], sorted({row["m"] for row in rows})
     dense = f"torch_{dtype}_us"
     text = (
-        f"**CPU ({last['isa']}), {last['n']} x {last['k']}, group {last['group']}, x in {dtype}**: speed of the packed linear over "
-        f"torch's {dtype} linear in the same run (ratio of medians), by tokens m.\n\n"
+        f"**CPU ({last['isa']}), {last['n']} x {last['k']}, group {last['group']}, x in {dtype}**: speed of "
+        f"the packed linear over torch's {dtype} linear in the same run (ratio of medians), by tokens m.\n\n"
     )
     found = {(row["bits"], row["m"]): row for row in rows}
     body = [
@@ -77,8 +76,8 @@ def _against(rows: list[Row]) -> str:
     ]
     read = sorted(row.get("read_in_turns_gb_per_s", row["read_gb_per_s"]) for row in rows)
     text = (
-        f"**Beside others on the CPU ({last['isa']})**, {last['n']} x {last['k']}, group {last['group']}, milliseconds (medians), "
-        "weights rotated through 160 MiB. ONNX Runtime's `MatMulNBits` at accuracy levels 1 and 4, symmetric; torch's "
+        f"**Beside others on the CPU ({last['isa']})**, {last['n']} x {last['k']}, group {last['group']}, milliseconds "
+        "(medians), weights rotated through 160 MiB. ONNX Runtime's `MatMulNBits` at accuracy levels 1 and 4, symmetric; torch's "
         f"int4 kernel with bf16 activations. The limit of x in {last['dtype']} is the longer of moving the bytes, at "
         f"what torch's sum of 256 MiB read in the same turns ({read[0]:.0f} to {read[-1]:.0f} GB/s: the machine is "
         f"shared), and multiplying at {last['matmul_tflops']:.2f} TFLOP/s; int8 peaks at "
