@@ -78,10 +78,10 @@ def _against(rows: list[Row]) -> str:
     text = (
         f"**Beside others on the CPU ({last['isa']})**, {last['n']} x {last['k']}, group {last['group']}, milliseconds "
         "(medians), weights rotated through 160 MiB. ONNX Runtime's `MatMulNBits` at accuracy levels 1 and 4, "
-        f"symmetric; torch's int4 kernel with bf16 activations. The limit of x in {last['dtype']} is the longer of moving the bytes, at "
-        f"what torch's sum of 256 MiB read in the same turns ({read[0]:.0f} to {read[-1]:.0f} GB/s: the machine is "
-        f"shared), and multiplying at {last['matmul_tflops']:.2f} TFLOP/s; int8 peaks at "
-        f"{last['peak_int8_tops']:.2f} TOP/s.\n\n"
+        f"symmetric; torch's int4 kernel with bf16 activations. The limit of x in {last['dtype']} is the longer of "
+        "moving the bytes, at what torch's sum of 256 MiB read in the same turns "
+        f"({read[0]:.0f} to {read[-1]:.0f} GB/s: the machine is shared), and multiplying at "
+        f"{last['matmul_tflops']:.2f} TFLOP/s; int8 peaks at {last['peak_int8_tops']:.2f} TOP/s.\n\n"
     )
     return text + table(["", *columns.values(), "of its limit"], body) + "\n" + source(last) + "\n"
 
