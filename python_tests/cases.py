@@ -29,7 +29,8 @@ ACTIVATIONS = {
 class Case:
     """A weight given by codes, scales and zeros, in the layout of `owner` on `device`, and in fp64 on the CPU.
 
-    Zeros take both ends of the code range; `power_of_two` scales make sums of integers exact.
+    Zeros take both ends of the code range; `power_of_two` scales make sums of integers exact; all codes
+    are `code` if that is given.
     """
 
     def __init__(
@@ -41,11 +42,14 @@ class Case:
         power_of_two: bool = False,
         owner: Backend = CPU,
         device: str = "cpu",
+        code: int | None = None,
     ):
         self.spec, self.n, self.k = spec, n, k
         groups, length = spec.groups(k), spec.group_length(k)
         self.codes = torch.randint(0, spec.max_code + 1, (n, k), dtype=torch.uint8)
         self.codes[:, 0], self.codes[:, -1] = 0, spec.max_code
+        if code is not None:
+            self.codes.fill_(code)
         zero = torch.randint(0, spec.max_code + 1, (n, groups), dtype=torch.uint8)
         zero.view(-1)[::3], zero.view(-1)[1::3] = 0, spec.max_code
         self.zero = torch.full_like(zero, 2 ** (spec.bits - 1)) if spec.symmetric else zero

@@ -94,6 +94,18 @@ def test_a_token_of_zeros_is_worth_its_bias(isa, dtype) -> None:
     assert torch.equal(case.gemm(torch.zeros(1, 50, dtype=dtype), bias, isa=isa)[0], bias)
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("value", [-126 * 2**16 - 128 * 2**8 - 128, 2**23 - 1, -(2**23) + 1])
+def test_the_largest_sums_there_are_do_not_overflow(value, bits, isa) -> None:
+    """The first number's digits are as low as they get. fp32 sums of 256 equal terms are rounded by 2^-16 at most."""
+    case = Case(QuantSpec(bits, 256), 20, 512, torch.float32, power_of_two=True, code=2**bits - 1)
+    x = torch.full((1, 512), float(value))
+    expected = x.double() @ case.dense.t()
+    magnitude = x.double().abs() @ case.magnitude.t()
+    assert ((case.gemm(x, isa=isa).double() - expected).abs() <= 2**-16 * magnitude).all()
+
+
 @needs_avx2
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_refused_token_takes_the_other_along(value) -> None:

@@ -57,6 +57,17 @@ def test_equals_the_equations_bit_for_bit(bits, symmetric, isa) -> None:
 
 @needs_extension
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_the_largest_sums_there_are_do_not_overflow(sign, bits, isa) -> None:
+    case = Case(QuantSpec(bits, 256), 20, 512, torch.float32, code=2**bits - 1)
+    for m in (1, 4, 13):
+        x = torch.full((m, 512), 3.0 * sign)
+        assert torch.equal(integer(CPU, case, x, isa=isa), by_hand(case, x).float())
+
+
+@needs_extension
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
 def test_bias_and_activation_follow(activation, isa) -> None:
     case, x, bias = Case(QuantSpec(5, 32), 40, 96, torch.float16), torch.randn(6, 96), torch.randn(40)
