@@ -71,9 +71,7 @@ def fold(producer: Producer, layers: Sequence[nn.Linear], scale: Tensor) -> Tens
     return scale
 
 
-def find_producer(
-    block: nn.Module, name: str, layers: Sequence[nn.Linear], run: Run, expected: Sequence[Tensor]
-) -> Producer | None:
+def find_producer(block: nn.Module, name: str, layers: Sequence[nn.Linear], run: Run) -> Producer | None:
     """What in a block can take the input scale of some of its layers, or None.
 
     Args:
@@ -81,8 +79,8 @@ def find_producer(
         name: of the block.
         layers: linears in it that are called with the same tensor.
         run: calls the block with fixed inputs, and gives its outputs.
-        expected: what `run` gives.
     """
+    expected = run()  # of the block as it is now: what was folded before has rounded its weights
     norm, linears = _before(block, layers, run)
     k = layers[0].in_features
     candidates: list[tuple[str, nn.Module, int]] = []

@@ -265,7 +265,7 @@ def _search_scales(
             for linear, weight in zip(linears, before, strict=True):
                 linear.weight.data = weight
         folded_into = ""
-        producer = find_producer(model.get_submodule(block), block, linears, run, expected)
+        producer = find_producer(model.get_submodule(block), block, linears, run)
         if producer is not None:
             scale, folded_into = fold(producer, linears, scale), producer.name
         found |= {job.name: _InputScale(scale, folded_into) for job in together}
