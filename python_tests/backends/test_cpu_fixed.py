@@ -9,12 +9,12 @@ from mmq_kernels.spec import BITS, QuantSpec
 pytestmark = pytest.mark.skipif(not ISAS, reason=NO_EXTENSION)
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-DIGITS_OF = [bits for bits in BITS if bits < 8]
+NARROW = [bits for bits in BITS if bits < 8]
 needs_avx2 = pytest.mark.skipif("avx2" not in ISAS, reason="this CPU has no AVX2")
 
 
 @needs_avx2
-@pytest.mark.parametrize("bits", DIGITS_OF)
+@pytest.mark.parametrize("bits", NARROW)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_cancels_leaves_every_bit_of_the_rest(bits, dtype) -> None:
     """fp32 sums would have rounded the rest away beside 2^20 (fp16: 2^14) while it was there."""
