@@ -124,8 +124,10 @@ void merge(Clock& into, const Clock& from) {
     for (size_t i = 0; i < from.size(); ++i) into[i] = std::max(into[i], from[i]);
 }
 
-void require(const std::string& problem, const std::string& what) {
-    if (!problem.empty()) fail(problem + ": " + what);
+// `what` says where, and is asked only if there is a problem.
+template <class Text>
+void require(const std::string& problem, Text what) {
+    if (!problem.empty()) fail(problem + ": " + what());
 }
 
 void enter_thread() {
@@ -168,24 +170,30 @@ std::string distance(const char* address) {
     return text;
 }
 
+std::string check(Cell* cell, int bytes, bool write) {
+    return write ? check_write(cell, bytes, now(), seen()) : check_read(cell, bytes, now(), seen());
+}
+
+// What is asked first is what kernels read most; the constants of libraries are asked last, as that takes long.
 void check_access(const char* address, int bytes, bool write) {
     if (Cell* cell = shared_cell(address, static_cast<size_t>(bytes))) {
-        const std::string what = "shared byte " + std::to_string(address - engine.current->block->shared);
-        require(write ? check_write(cell, bytes, now(), seen()) : check_read(cell, bytes, now(), seen()),
-                what);
-        return;
+        return require(check(cell, bytes, write), [&] {
+            return "shared byte " + std::to_string(address - engine.current->block->shared);
+        });
     }
     Range* range = range_of(address, static_cast<size_t>(bytes));
-    if (range == nullptr)
+    if (range == nullptr) {
+        if (!write && is_constant(address)) return;
         fail(std::string("out of bounds ") + (write ? "write: " : "read: ") + distance(address));
+    }
     if (range->access == Access::kInput) {
         if (write) fail("write to an input");
         return;
     }
-    Cell* cell = &range->cells[static_cast<size_t>(address - range->begin)];
-    const std::string what = "global byte " + std::to_string(address - range->begin) + " of a buffer of " +
-                             std::to_string(range->bytes);
-    require(write ? check_write(cell, bytes, now(), seen()) : check_read(cell, bytes, now(), seen()), what);
+    require(check(&range->cells[static_cast<size_t>(address - range->begin)], bytes, write), [&] {
+        return "global byte " + std::to_string(address - range->begin) + " of a buffer of " +
+               std::to_string(range->bytes);
+    });
 }
 
 void land(const Copy& copy) {
@@ -196,7 +204,7 @@ void land(const Copy& copy) {
     }
     Cell* cell = shared_cell(copy.to, static_cast<size_t>(copy.bytes));
     for (int i = 0; i < copy.bytes; ++i) cell[i].in_flight = false;
-    require(check_write(cell, copy.bytes, now(), seen()), "landing of a copy");
+    require(check_write(cell, copy.bytes, now(), seen()), [] { return "landing of a copy"; });
 }
 
 // --- launching ---
@@ -409,7 +417,7 @@ void copy_async(void* shared, const void* global, int bytes, bool valid) {
         fail("cp.async to an unaligned address");
     Cell* cell = shared_cell(to, static_cast<size_t>(bytes));
     if (cell == nullptr) fail("cp.async to an address outside of shared memory");
-    require(check_write(cell, bytes, now(), seen()), "cp.async");
+    require(check_write(cell, bytes, now(), seen()), [] { return "cp.async"; });
     for (int i = 0; i < bytes; ++i) cell[i].in_flight = true;
     std::memset(to, 0xFF, static_cast<size_t>(bytes));
     if (valid) {
@@ -446,7 +454,7 @@ uint32_t atomic_add(uint32_t* address, uint32_t value) {
     thread.acquired = true;
     Clock& published = engine.atomics[address];
     merge(block.acquired, published);
-    require(check_write(cell, 4, now(), block.acquired, true), "atomic");
+    require(check_write(cell, 4, now(), block.acquired, true), [] { return "atomic"; });
     merge(published, block.acquired);
     published[static_cast<size_t>(block.number)] =
         std::max(published[static_cast<size_t>(block.number)], block.epoch);
@@ -466,7 +474,7 @@ void read_shared_for_lane(int lane, const void* shared, int bytes, void* out) {
     Moment moment = now();
     moment.thread = first + lane;
     require(check_read(cell, bytes, moment, block.seen),
-            "ldmatrix, shared byte " + std::to_string(from - block.shared));
+            [&] { return "ldmatrix, shared byte " + std::to_string(from - block.shared); });
     std::memcpy(out, from, static_cast<size_t>(bytes));
 }
 
@@ -515,7 +523,6 @@ void on_access(const void* address, int bytes, bool write) {
     const char* p = static_cast<const char*>(address);
     if (engine.current->fiber.stack->holds(p)) return;
     if (!write && p >= engine.closure && p + bytes <= engine.closure + engine.closure_bytes) return;
-    if (!write && is_constant(p)) return;
     check_access(p, bytes, write);
 }
 
