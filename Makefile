@@ -11,6 +11,7 @@ TRANSFORMERS4 := "transformers==4.57.6" "huggingface_hub<1" "tokenizers<0.23" re
 OUT ?= gpu-out
 # Tests of GPU kernels do not meet the CPU's.
 OF_GPUS := --ignore-glob='*/test_cuda_*' --ignore-glob='*/test_triton_*' --ignore-glob='*/test_ptx*'
+OF_CPU := $(wildcard python_tests/backends/test_cpu_*.py) python_tests/backends/test_integer.py
 SANITIZED ?= python_tests $(OF_GPUS)
 # A thread that waits gives its core away, which counts where other processes want it.
 export OMP_WAIT_POLICY ?= passive
@@ -18,7 +19,7 @@ BIN := $(VENV)/bin
 CSRC := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh')
 FORMATTED := $(filter %.cpp %.h %.inl %.cu %.cuh,$(CSRC))
 
-.PHONY: help setup demo test sanitize lint format bench gpu clean
+.PHONY: help setup demo test sanitize emulate lint format bench gpu clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/'
@@ -57,6 +58,10 @@ sanitize: setup  ## the suite under AddressSanitizer and UBSan, AVX-512 masked o
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	LD_PRELOAD=$$($${CXX:-c++} -print-file-name=libasan.so):$$($${CXX:-c++} -print-file-name=libubsan.so) \
 	$(BIN)/pytest --capture=sys -p no:cacheprovider -n $(WORKERS) --dist loadgroup $(SANITIZED) $(ARGS)
+
+emulate: setup  ## tests of the AVX-512 kernels on a CPU that lacks it, in minutes
+	MMQ_EMULATE=avx512 MMQ_CUDA=off $(BIN)/python setup.py --quiet build --build-lib build/emulated
+	PYTHONPATH=build/emulated $(BIN)/pytest -p no:cacheprovider -n $(WORKERS) --dist loadgroup -k avx512 $(OF_CPU) $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

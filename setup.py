@@ -3,8 +3,9 @@
 Environment:
     MMQ_BUILD       "none" installs pure Python (the reference backend only); "all" (default) compiles
     MMQ_CUDA        "auto" (default) compiles csrc/cuda where nvcc is found, "on" insists, "off" leaves it out
-    MMQ_CUDA_ARCHS  compute capabilities, ";" between them; the first also as PTX, for GPUs that none of them fits
+    MMQ_CUDA_ARCHS  compute capabilities, ";" between them; the least also as PTX, for GPUs that none of them fits
     MMQ_SANITIZE    sanitizers of the C++ compiler, "address,undefined"; `make sanitize` says how to run what comes out
+    MMQ_EMULATE     "avx512" compiles its kernels for a CPU that has AVX2 alone, slowly, to be tested: `make emulate`
     CXX, MAX_JOBS   the C++ compiler; how many compilations at a time
 """
 
@@ -89,6 +90,23 @@ def cuda_archs(nvcc: Path) -> list[str]:
     return kept
 
 
+def is_product(source: Path) -> bool:
+    """Whether a source holds the products of one width, which take most of the time of a build."""
+    return source.name.startswith("gemm_") and source.name.endswith("bit.cu")
+
+
+def gencode(archs: list[str], one_ptx: bool) -> str:
+    """nvcc's flags: machine code of each capability, and PTX of the least.
+
+    Machine code from one PTX takes half the time where PTX takes long to make, and no kernel asks what it is compiled
+    for; but one kernel spills without a PTX for each.
+    """
+    least = min(int(arch.rstrip("af")) for arch in archs)
+    virtual = [(f"compute_{least if one_ptx else arch}", f"sm_{arch}") for arch in archs]
+    pairs = [*virtual, (f"compute_{least}", f"compute_{least}")]
+    return " ".join(f"-gencode arch={arch},code={code}" for arch, code in pairs)
+
+
 KERNELS = ("gemm", "integer")
 """Beginnings of the sources whose loops are unrolled: with each check written out they compile for many minutes."""
 
@@ -105,9 +123,17 @@ def checks(stem: str) -> str:
     return WITHOUT_DOUBLES if stem == "gemm_avx2" else CHECKS_OF_KERNELS
 
 
-def sanitized(sanitizers: str) -> str:
-    """Flags that stop at the first thing a sanitizer finds. Less optimization: it compiles and runs in CI's time."""
-    return f"-fsanitize={sanitizers} -fno-sanitize-recover=all -g1 -O1" if sanitizers else ""
+def special() -> tuple[str, str]:
+    """How a build for tests is called beside the usual one, and its flags: "" both for the usual one."""
+    name = flags = ""
+    if sanitizers := os.environ.get("MMQ_SANITIZE"):
+        name += f"-{sanitizers.replace(',', '-')}"
+        # Stops at the first thing that is found. Less optimization: it compiles and runs in CI's time.
+        flags += f" -fsanitize={sanitizers} -fno-sanitize-recover=all -g1 -O1"
+    if choice("MMQ_EMULATE", ("none", "avx512")) == "avx512":
+        name += "-avx512"
+        flags += " -DMMQ_EMULATE_AVX512 -O1"
+    return name, flags
 
 
 def escape(path: Path | str) -> str:
@@ -122,15 +148,14 @@ class BuildNative(build_ext):
 
         target = Path(self.get_ext_fullpath(ext.name)).resolve()
         # Not `build_temp`: editable installs make a new one each time, and nothing would be incremental.
-        sanitizers = os.environ.get("MMQ_SANITIZE", "")
-        kind = f"-{sanitizers.replace(',', '-')}" if sanitizers else ""
-        build = ROOT / "build" / f"native-{sysconfig.get_config_var('SOABI')}{kind}"
+        name, special_flags = special()
+        build = ROOT / "build" / f"native-{sysconfig.get_config_var('SOABI')}{name}"
         build.mkdir(parents=True, exist_ok=True)
         target.parent.mkdir(parents=True, exist_ok=True)
         toolkit = cuda_toolkit()
         includes = [pybind11.get_include(), sysconfig.get_path("include")]
         self.write_config(build / "build_config.h", cuda_archs(toolkit[0]) if toolkit else [])
-        (build / "build.ninja").write_text(self.rules(includes, toolkit, build, target, sanitized(sanitizers)))
+        (build / "build.ninja").write_text(self.rules(includes, toolkit, build, target, special_flags))
         self.run_ninja(build)
 
     def write_config(self, path: Path, archs: list[str]) -> None:
@@ -143,37 +168,35 @@ class BuildNative(build_ext):
             path.write_text(text)
 
     def rules(
-        self, includes: list, toolkit: tuple[Path, Path] | None, build: Path, target: Path, sanitizing: str
+        self, includes: list, toolkit: tuple[Path, Path] | None, build: Path, target: Path, special_flags: str
     ) -> str:
         """The build.ninja."""
         # Only the bindings see these: an isolated build has pybind11 in another folder each time, and the kernels
         # must not recompile for that. -MMD lists no system headers, so build_config.h comes by -I.
         flags = " ".join([f"-I{escape(build)}", *(f"-isystem {escape(folder)}" for folder in includes)])
-        link = f"-shared -fopenmp -Wl,--as-needed {sanitizing}"
+        link = f"-shared -fopenmp -Wl,--as-needed{special_flags}"
         bindings = [ROOT / "csrc" / name for name in ("bindings.cpp", "repeated.cpp")]
         sources = [*bindings, *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
         lines = [
             f"cxx = {os.environ.get('CXX') or 'c++'}",
             "rule cxx",
-            f"  command = $cxx -MMD -MF $out.d {CXX_FLAGS} {sanitizing} $includes -c $in -o $out",
+            f"  command = $cxx -MMD -MF $out.d {CXX_FLAGS}{special_flags} $includes -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "  description = compile $in",
         ]
+        archs = cuda_archs(toolkit[0]) if toolkit else []
         if toolkit:
             nvcc, runtime = toolkit
-            archs = cuda_archs(nvcc)
-            codes = [f"-gencode arch=compute_{arch},code=sm_{arch}" for arch in archs]
-            codes.append(f"-gencode arch=compute_{archs[0]},code=compute_{archs[0]}")
             lines += [
                 "rule nvcc",
-                f"  command = {escape(nvcc)} -ccbin $cxx -MD -MF $out.d {NVCC_FLAGS} {' '.join(codes)} -c $in -o $out",
+                f"  command = {escape(nvcc)} -ccbin $cxx -MD -MF $out.d {NVCC_FLAGS} $codes -c $in -o $out",
                 "  depfile = $out.d",
                 "  deps = gcc",
                 "  description = nvcc $in",
             ]
             # Longest first: the products take minutes, the rest fills up the cores.
-            cuda = sorted((ROOT / "csrc" / "cuda").glob("*.cu"), key=lambda path: (path.stem[-3:] != "bit", path))
+            cuda = sorted((ROOT / "csrc" / "cuda").glob("*.cu"), key=lambda path: (not is_product(path), path))
             hosts = [ROOT / "csrc" / "bindings_cuda.cpp", *sorted((ROOT / "csrc" / "cuda").glob("*.cpp"))]
             sources = [*cuda, *sources, *hosts]
             # Hidden: torch may hold a CUDA runtime of its own.
@@ -184,9 +207,11 @@ class BuildNative(build_ext):
         for source in sources:
             item = escape(build / (source.relative_to(ROOT / "csrc").as_posix().replace("/", "_") + ".o"))
             lines.append(f"build {item}: {'nvcc' if source.suffix == '.cu' else 'cxx'} {escape(source)}")
-            if source.parent.name == "csrc":
+            if source.suffix == ".cu":
+                lines.append(f"  codes = {gencode(archs, one_ptx=is_product(source))}")
+            elif source.parent.name == "csrc":
                 lines.append(f"  includes = {flags}")
-            elif sanitizing and source.stem.startswith(KERNELS):
+            elif "-fsanitize" in special_flags and source.stem.startswith(KERNELS):
                 lines.append(f"  includes = {checks(source.stem)}")
             objects.append(item)
         lines += [f"build {escape(target)}: link {' '.join(objects)}", f"default {escape(target)}", ""]

@@ -21,7 +21,11 @@
 #include "tables.h"
 
 // After every shared header: their inline functions must not be compiled for this instruction set.
+#if defined(MMQ_EMULATE_AVX512)
+#include "../emulation/avx512.h"
+#else
 #pragma GCC target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")
+#endif
 
 namespace mmq {
 namespace {

@@ -23,7 +23,11 @@
 #include "tables.h"
 
 // After every shared header: their inline functions must not be compiled for this instruction set.
+#if defined(MMQ_EMULATE_AVX512)
+#include "../emulation/avx512.h"
+#else
 #pragma GCC target("avx2,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,fma,f16c")
+#endif
 
 namespace mmq {
 namespace {

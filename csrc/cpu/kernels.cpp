@@ -31,6 +31,12 @@ constexpr Kernels kAvx512Bf16 = {"avx512_bf16",       gemm_avx512_bf16,        d
 #endif
 #undef MMQ_KERNELS
 
+#if defined(MMQ_EMULATE_AVX512)
+#define MMQ_HAS(FEATURE) true
+#else
+#define MMQ_HAS(FEATURE) (__builtin_cpu_supports(FEATURE) != 0)
+#endif
+
 constexpr int kMostIsas = 5;
 
 // Kernels from the plainest on. __builtin_cpu_supports also asks whether the system saves the wide registers.
@@ -41,10 +47,10 @@ int runnable(const Kernels* (&found)[kMostIsas]) {
     const bool avx2 =
         __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
     if (avx2) found[count++] = &kAvx2;
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+    const bool avx512 =
+        MMQ_HAS("avx512f") && MMQ_HAS("avx512bw") && MMQ_HAS("avx512dq") && MMQ_HAS("avx512vl");
     if (avx2 && avx512) found[count++] = &kAvx512;
-    const bool vnni = __builtin_cpu_supports("avx512vnni"), bf16 = __builtin_cpu_supports("avx512bf16");
+    const bool vnni = MMQ_HAS("avx512vnni"), bf16 = MMQ_HAS("avx512bf16");
     if (avx2 && avx512 && vnni) found[count++] = &kAvx512Vnni;
     if (avx2 && avx512 && vnni && bf16) found[count++] = &kAvx512Bf16;
 #endif

@@ -108,6 +108,13 @@ inline __m512i select_bits(__m512i mask, __m512i inside, __m512i outside) {
     return _mm512_ternarylogic_epi32(mask, inside, outside, 0xCA);
 }
 
+// In a register: GCC would load it again for each use.
+inline void stay([[maybe_unused]] __m512i& word) {
+#if !defined(MMQ_EMULATE_AVX512)
+    asm("" : "+v"(word));
+#endif
+}
+
 inline __m512i look_up_pairs(const uint16_t* table, __m512i index) {
     return _mm512_permutexvar_epi16(index, _mm512_load_si512(table));
 }
@@ -131,7 +138,7 @@ struct PairUnit {
             constexpr int kAlong = kPlanes.width[p] * STEP;
             if constexpr (ALONE || kAlong % 8 == 0) {
                 word[p] = _mm512_loadu_si512(words + (kPlanes.low[p] + kAlong / 8) * kTileRows);
-                asm("" : "+v"(word[p]));  // else GCC loads it again for each shift
+                stay(word[p]);
             }
         });
         if constexpr (kPlanes.count == 2 && (ALONE || STEP % kNibbleSteps<BITS> == 0)) {

@@ -116,4 +116,5 @@ def test_quantizers_keep_their_rows_in_registers(arch) -> None:
 
 def test_ptx_of_the_oldest_architecture_is_in_the_wheel() -> None:
     """Drivers compile it for GPUs that no machine code fits, older than some of them and newer than all."""
-    assert f"sm_{ARCHS[0]}" in dump("--list-ptx")
+    oldest = min(int(arch.rstrip("af")) for arch in ARCHS)
+    assert f"sm_{oldest}." in dump("--list-ptx")
