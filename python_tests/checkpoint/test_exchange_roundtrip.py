@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from exchange_cases import assert_same_tensors, linears, quantized_folder, settings_of
+from sanitizer import SANITIZED
 from tiny_vlms import assert_same_outputs, make
 
 from mmq_kernels import QuantLinear, QuantSpec, _native
@@ -127,7 +128,7 @@ print(resident("VmHWM:") - before)
 
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="no /proc/self/clear_refs to measure with")
 @pytest.mark.skipif(not _native.available(), reason="plain torch works in memory of its own")
-@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer keeps memory of its own")
+@pytest.mark.skipif(SANITIZED, reason="a sanitizer keeps memory of its own")
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     model = make("opt")
     for size, blocks, width in (("small", 2, 64), ("large", 24, 32 * 1024)):

@@ -1,7 +1,6 @@
 """Quantizing from folder to folder gives the very files that quantizing in memory gives, in little memory."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from sanitizer import SANITIZED
 from tiny_vlms import KINDS, assert_same_outputs, make
 
 from mmq_kernels import QuantLinear, _native
@@ -155,7 +155,7 @@ print(resident("VmHWM:") - before)
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs /proc to measure resident memory")
 @pytest.mark.skipif(not _native.available(), reason="packing in plain torch works in memory of its own")
-@pytest.mark.skipif("libasan" in os.environ.get("LD_PRELOAD", ""), reason="a sanitizer keeps memory of its own")
+@pytest.mark.skipif(SANITIZED, reason="a sanitizer keeps memory of its own")
 def test_memory_does_not_grow_with_the_model(tmp_path: Path) -> None:
     model = make("opt")
     save(model, tmp_path / "small")
