@@ -124,7 +124,7 @@ def checks(stem: str) -> str:
 
 
 def special() -> tuple[str, str]:
-    """How a build for tests is called beside the usual one, and its flags: "" both for the usual one."""
+    """What a build for tests adds to its name and to the flags, "-name" and " -flags"; the usual one adds nothing."""
     name = flags = ""
     if sanitizers := os.environ.get("MMQ_SANITIZE"):
         name += f"-{sanitizers.replace(',', '-')}"

@@ -2,8 +2,8 @@
 // this header in place of their `#pragma GCC target`, so that they run, and are tested, on a CPU without AVX-512. Inside
 // namespace mmq these names hide those of <immintrin.h>, of which only the types are used.
 //
-// Bits are those of the hardware, but for two instructions of which only bounds are promised: _mm512_dpbf16_ps rounds
-// each of its two additions and keeps subnormals, _mm512_reduce_add_pd adds from the first to the last.
+// They follow the manuals of Intel, but for two whose last bits are our own: _mm512_dpbf16_ps rounds each of its two
+// additions and keeps subnormals, _mm512_reduce_add_pd adds from the first to the last. No CPU was asked.
 #pragma once
 
 #include <immintrin.h>
@@ -13,6 +13,8 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+
+#include "../common/half.h"
 
 // GCC warns that registers of 64 bytes are passed as they are not where there is AVX-512.
 #pragma GCC diagnostic ignored "-Wpsabi"
@@ -87,11 +89,19 @@ inline const void* aligned(const void* at) {
     return at;
 }
 
-inline float from_bf16(uint16_t bits) {
-    return bits_as<float>(static_cast<uint32_t>(bits) << 16);
-}
-
 }  // namespace emulated
+
+// Integer instructions that AVX2 has under the same name, for half the register.
+#define MMQ_OF_TWO(NAME)                                                     \
+    MMQ_CALLED inline __m512i _mm512_##NAME(__m512i a, __m512i b) {          \
+        return emulated::by_halves<__m256i, __m512i>(                        \
+            [](__m256i x, __m256i y) { return _mm256_##NAME(x, y); }, a, b); \
+    }
+#define MMQ_SHIFT(NAME)                                                                  \
+    MMQ_CALLED inline __m512i _mm512_##NAME(__m512i a, unsigned by) {                    \
+        return emulated::by_halves<__m256i, __m512i>(                                    \
+            [&](__m256i half) { return _mm256_##NAME(half, static_cast<int>(by)); }, a); \
+    }
 
 // --- memory ---
 
@@ -266,30 +276,12 @@ MMQ_CALLED inline __m512i _mm512_ternarylogic_epi32(__m512i a, __m512i b, __m512
         if (table >> i & 1) result |= (i & 4 ? a : ~a) & (i & 2 ? b : ~b) & (i & 1 ? c : ~c);
     return result;
 }
-MMQ_CALLED inline __m512i _mm512_srli_epi32(__m512i a, unsigned by) {
-    return emulated::by_halves<__m256i, __m512i>(
-        [&](__m256i half) { return _mm256_srli_epi32(half, static_cast<int>(by)); }, a);
-}
-MMQ_CALLED inline __m512i _mm512_slli_epi32(__m512i a, unsigned by) {
-    return emulated::by_halves<__m256i, __m512i>(
-        [&](__m256i half) { return _mm256_slli_epi32(half, static_cast<int>(by)); }, a);
-}
-MMQ_CALLED inline __m512i _mm512_srai_epi32(__m512i a, unsigned by) {
-    return emulated::by_halves<__m256i, __m512i>(
-        [&](__m256i half) { return _mm256_srai_epi32(half, static_cast<int>(by)); }, a);
-}
-MMQ_CALLED inline __m512i _mm512_srlv_epi32(__m512i a, __m512i by) {
-    return emulated::by_halves<__m256i, __m512i>(
-        [](__m256i half, __m256i count) { return _mm256_srlv_epi32(half, count); }, a, by);
-}
-MMQ_CALLED inline __m512i _mm512_add_epi32(__m512i a, __m512i b) {
-    return emulated::by_halves<__m256i, __m512i>([](__m256i x, __m256i y) { return _mm256_add_epi32(x, y); },
-                                                 a, b);
-}
-MMQ_CALLED inline __m512i _mm512_mullo_epi32(__m512i a, __m512i b) {
-    return emulated::by_halves<__m256i, __m512i>(
-        [](__m256i x, __m256i y) { return _mm256_mullo_epi32(x, y); }, a, b);
-}
+MMQ_SHIFT(srli_epi32)
+MMQ_SHIFT(slli_epi32)
+MMQ_SHIFT(srai_epi32)
+MMQ_OF_TWO(srlv_epi32)
+MMQ_OF_TWO(add_epi32)
+MMQ_OF_TWO(mullo_epi32)
 MMQ_CALLED inline __mmask32 _mm512_test_epi16_mask(__m512i a, __m512i b) {
     const auto both = emulated::lanes<uint16_t>(a & b);
     uint32_t mask = 0;
@@ -318,37 +310,16 @@ MMQ_CALLED inline __m512i _mm512_permutex2var_epi16(__m512i a, __m512i index, __
     return emulated::each_lane<uint16_t, __m512i>(
         [&](size_t i) { return (from[i] & 32 ? second : first)[from[i] % 32]; });
 }
-MMQ_CALLED inline __m512i _mm512_shuffle_epi8(__m512i a, __m512i index) {
-    return emulated::by_halves<__m256i, __m512i>(
-        [](__m256i half, __m256i from) { return _mm256_shuffle_epi8(half, from); }, a, index);
-}
-MMQ_CALLED inline __m512i _mm512_unpacklo_epi32(__m512i a, __m512i b) {
-    return emulated::by_halves<__m256i, __m512i>(
-        [](__m256i x, __m256i y) { return _mm256_unpacklo_epi32(x, y); }, a, b);
-}
-MMQ_CALLED inline __m512i _mm512_unpackhi_epi32(__m512i a, __m512i b) {
-    return emulated::by_halves<__m256i, __m512i>(
-        [](__m256i x, __m256i y) { return _mm256_unpackhi_epi32(x, y); }, a, b);
-}
-MMQ_CALLED inline __m512i _mm512_unpacklo_epi64(__m512i a, __m512i b) {
-    return emulated::by_halves<__m256i, __m512i>(
-        [](__m256i x, __m256i y) { return _mm256_unpacklo_epi64(x, y); }, a, b);
-}
-MMQ_CALLED inline __m512i _mm512_unpackhi_epi64(__m512i a, __m512i b) {
-    return emulated::by_halves<__m256i, __m512i>(
-        [](__m256i x, __m256i y) { return _mm256_unpackhi_epi64(x, y); }, a, b);
-}
+MMQ_OF_TWO(shuffle_epi8)
+MMQ_OF_TWO(unpacklo_epi32)
+MMQ_OF_TWO(unpackhi_epi32)
+MMQ_OF_TWO(unpacklo_epi64)
+MMQ_OF_TWO(unpackhi_epi64)
 
 // --- dot products ---
 
-MMQ_CALLED inline __m512i _mm512_maddubs_epi16(__m512i a, __m512i b) {
-    return emulated::by_halves<__m256i, __m512i>(
-        [](__m256i x, __m256i y) { return _mm256_maddubs_epi16(x, y); }, a, b);
-}
-MMQ_CALLED inline __m512i _mm512_madd_epi16(__m512i a, __m512i b) {
-    return emulated::by_halves<__m256i, __m512i>([](__m256i x, __m256i y) { return _mm256_madd_epi16(x, y); },
-                                                 a, b);
-}
+MMQ_OF_TWO(maddubs_epi16)
+MMQ_OF_TWO(madd_epi16)
 MMQ_CALLED inline __m512i _mm512_dpbusd_epi32(__m512i sum, __m512i a, __m512i b) {
     const auto acc = emulated::lanes<int32_t>(sum);
     const auto x = emulated::lanes<uint8_t>(a);
@@ -365,9 +336,12 @@ MMQ_CALLED inline __m512 _mm512_dpbf16_ps(__m512 sum, __m512bh a, __m512bh b) {
     return emulated::each_lane<float, __m512>([&](size_t i) {
         float result = acc[i];
         for (size_t j : {2 * i + 1, 2 * i})
-            result = std::fma(emulated::from_bf16(x[j]), emulated::from_bf16(y[j]), result);
+            result = std::fma(bf16_to_float(x[j]), bf16_to_float(y[j]), result);
         return result;
     });
 }
+
+#undef MMQ_OF_TWO
+#undef MMQ_SHIFT
 
 }  // namespace mmq
