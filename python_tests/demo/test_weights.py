@@ -133,6 +133,7 @@ def test_gptq_is_below_rounding_on_every_layer(name: str, rule: str, scores: Any
         assert layer.error < layer.rtn_error, layer
 
 
+@of_numbers
 def test_four_bits_keep_98_percent(scores: Any) -> None:
     for name in NAMES:
         base, low = scores(name, "")[0], scores(name, "all=gptq:4:g64")[0]
