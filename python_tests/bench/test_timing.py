@@ -9,6 +9,7 @@ from functools import partial
 import pytest
 import torch
 
+from mmq_kernels.bench import setting
 from mmq_kernels.bench.setting import Limits, Setting, rotated_bytes
 from mmq_kernels.bench.timing import Rotation, host_overhead, matmul_rate, read_bandwidth, timed
 
@@ -60,6 +61,16 @@ def test_limit_is_the_longer_of_moving_and_multiplying() -> None:
     limits = Limits(gb_per_s=100.0, tflops=2.0)
     assert limits.us(moved_bytes=1e6, operations=1e6) == pytest.approx(10)  # 1 MB at 100 GB/s
     assert limits.us(moved_bytes=1e6, operations=1e8) == pytest.approx(50)  # 1e8 operations at 2e12 a second
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("bf16", [0.0, 8.0])
+def test_a_cpu_without_an_instruction_for_bf16_is_held_against_fp32(dtype, bf16, monkeypatch) -> None:
+    rates = {"bf16": bf16, "fp32": 3.0, "int8": 12.0}
+    monkeypatch.setattr(setting, "peak_rate", lambda kind, clock: rates[kind])
+    monkeypatch.setattr(setting, "matmul_rate", lambda *_, **__: 1.0)  # torch's, slower than it could be
+    limits = Setting(CPU, dtype, 0.001, 2**20, quick=True).limits
+    assert (limits.tflops, limits.int8_tops) == (bf16 if dtype == "bf16" and bf16 else 3.0, 12.0)
 
 
 def test_machine_rates_are_positive() -> None:
