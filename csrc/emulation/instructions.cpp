@@ -1,6 +1,5 @@
 // What threads do together: they meet at barriers and in warps, copy asynchronously, and add atomically.
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 
 #include "state.h"

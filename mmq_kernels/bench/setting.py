@@ -95,10 +95,9 @@ class Setting:
         matmul = matmul_rate(self.device, self.dtype, self.seconds, sizes=sizes, clock=self.clock)
         if self.device.type == "cuda":
             return Limits(bandwidth, matmul)
-        # Without an instruction for bf16 its rate is 0, and products are fp32's.
-        kinds = ("bf16", "fp32") if self.dtype_name == "bf16" else ("fp32",)
-        peaks = {kind: peak_rate(kind, clock=self.clock) for kind in (*kinds, "int8")}
-        return Limits(bandwidth, max(matmul, *(peaks[kind] for kind in kinds)), peaks["int8"])
+        peak = peak_rate("bf16" if self.dtype_name == "bf16" else "fp32", clock=self.clock)
+        peak = peak or peak_rate("fp32", clock=self.clock)  # without an instruction for bf16, products are fp32's
+        return Limits(bandwidth, max(matmul, peak), peak_rate("int8", clock=self.clock))
 
     @cached_property
     def reading(self) -> tuple[int, Call]:
