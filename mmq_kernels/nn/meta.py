@@ -18,11 +18,20 @@ _FACTORIES: frozenset[Callable[..., Any]] = frozenset(
 )
 
 
-class _NothingHuge(TorchFunctionMode):
-    """New tensors of more than `HUGE` elements have no memory: a config may ask for any size."""
+_FILLS = frozenset(["normal_", "uniform_", "constant_", "kaiming_uniform_", "zero_", "fill_", "mul_", "add_"])
+"""Methods of tensors and functions of `torch.nn.init`, whoever wraps them. Torch takes a millisecond to find out what
+`normal_` does to a tensor without memory."""
+
+
+class _OnMeta(TorchFunctionMode):
+    """Tensors of more than `HUGE` elements go to meta: a config may ask for any size. What is there is not filled."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if getattr(func, "__name__", "") in _FILLS:
+            filled = args[0] if args else kwargs["tensor"]
+            if filled.is_meta:
+                return filled
         if func in _FACTORIES and kwargs.get("device") is None:
             without_memory = func(*args, **{**kwargs, "device": "meta"})
             if without_memory.numel() > HUGE:
@@ -46,7 +55,7 @@ def parameters_on_meta() -> Iterator[None]:
 
     nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
     try:
-        with _NothingHuge():
+        with _OnMeta():
             yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
