@@ -6,15 +6,20 @@ every beam of a search go on from the same state (the key-value cache, or the en
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationMixin
 
 from mmq_kernels.eval.prompted import PromptBatch, PromptedModel
 from mmq_kernels.eval.protocol import Decoding
+
+_NAMES = inspect.signature(GenerationMixin.prepare_inputs_for_generation).parameters
+CACHE = "cache" if "cache" in _NAMES else "past_key_values"
+"""What this transformers calls the key-value cache, of models and of what they put out."""
 
 
 class Forced(NamedTuple):
@@ -37,12 +42,13 @@ class StartedDecoder:
     @torch.inference_mode()
     def __init__(self, model: PromptedModel, batch: PromptBatch) -> None:
         self._model, self._batch = model, batch
-        self._cache: DynamicCache = model.language(
+        output = model.language(
             inputs_embeds=batch.embeddings[:, :-1],
             attention_mask=batch.attention_mask[:, :-1],
             use_cache=True,
             logits_to_keep=1,
-        ).past_key_values
+        )
+        self._cache: DynamicCache = output[CACHE]
 
     @torch.inference_mode()
     def force(self, references: Sequence[Sequence[int]]) -> Forced:
@@ -50,8 +56,8 @@ class StartedDecoder:
         targets, counted = _padded(references, self._model.pad, self._batch.input_ids.device)
         fed = torch.cat([self._batch.input_ids[:, -1:], targets[:, :-1]], dim=1)
         mask = torch.cat([self._batch.attention_mask, counted[:, :-1].long()], dim=1)
-        output = self._model.language(input_ids=fed, attention_mask=mask, past_key_values=self._cache, use_cache=True)
-        self._cache = output.past_key_values
+        output = self._model.language(input_ids=fed, attention_mask=mask, use_cache=True, **{CACHE: self._cache})
+        self._cache = output[CACHE]
         self._cache.crop(-fed.shape[1])
         return Forced(output.logits, targets, counted)
 
@@ -64,8 +70,8 @@ class StartedDecoder:
         output = self._model.language.generate(
             input_ids=prompt,
             attention_mask=self._batch.attention_mask,
-            past_key_values=self._cache,
             pad_token_id=self._model.pad,
+            **{CACHE: self._cache},
             **decoding.arguments(),
         )
         # some versions of transformers echo the prompt, others do not

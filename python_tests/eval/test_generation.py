@@ -14,6 +14,8 @@ from mmq_kernels.eval.prompted import PromptedModel
 from mmq_kernels.eval.protocol import Decoding, clean_caption, protocol_for
 from mmq_kernels.eval.started import start
 
+pytestmark = pytest.mark.filterwarnings("error:.*past_key_values:FutureWarning")  # the cache by its name
+
 QUESTIONS = (
     "Question: what color is the big circle? Short answer:",
     "Question: how many? Short answer:",

@@ -12,6 +12,8 @@ from mmq_kernels.eval.nll import reference_nll
 from mmq_kernels.eval.prompted import PromptedModel
 from mmq_kernels.eval.started import start
 
+pytestmark = pytest.mark.filterwarnings("error:.*past_key_values:FutureWarning")  # the cache by its name
+
 PROMPTS = (
     "Question: how many? Short answer:",
     "Question: is there a small red star on the left? Short answer:",
