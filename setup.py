@@ -4,6 +4,7 @@ Environment:
     MMQ_BUILD       "none" installs pure Python (the reference backend only); "all" (default) compiles
     MMQ_CUDA        "auto" (default) compiles csrc/cuda where nvcc is found, "on" insists, "off" leaves it out
     MMQ_CUDA_ARCHS  compute capabilities, ";" between them; the least also as PTX, for GPUs that none of them fits
+    MMQ_CPU_UP_TO   the best instruction set to compile for: avx512_bf16 (default), avx512_vnni, avx512, avx2 or scalar
     MMQ_SANITIZE    sanitizers of the C++ compiler, "address,undefined"; `make sanitize` says how to run what comes out
     MMQ_EMULATE     "avx512" compiles its kernels for a CPU that has AVX2 alone, slowly, to be tested: `make emulate`
     CXX, MAX_JOBS   the C++ compiler; how many compilations at a time
@@ -23,6 +24,8 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 ARCHS = "80;89;90a;100;120"
+ISAS = ("avx512_bf16", "avx512_vnni", "avx512", "avx2", "scalar")
+"""Instruction sets of x86-64, the best first."""
 CXX_FLAGS = (
     # Contraction would fuse a multiplication and a subtraction that the reference rounds one by one.
     "-std=c++17 -O3 -fPIC -fvisibility=hidden -ffp-contract=off -fopenmp -Wall -Wextra"
@@ -40,6 +43,18 @@ def choice(name: str, values: tuple[str, ...]) -> str:
     if got not in values:
         sys.exit(f"{name} must be one of {', '.join(values)}, got {got!r}")
     return got
+
+
+def isas() -> tuple[str, ...]:
+    """Instruction sets to compile for, the best first."""
+    return ISAS[ISAS.index(choice("MMQ_CPU_UP_TO", ISAS)) :]
+
+
+def cpu_sources() -> list[Path]:
+    """csrc/cpu/*.cpp but for NAME_ISA.cpp of instruction sets that are left out."""
+    left_out = set(ISAS) - set(isas())
+    sources = sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
+    return [source for source in sources if source.stem.partition("_")[2] not in left_out]
 
 
 def nvccs() -> list[Path]:
@@ -179,7 +194,7 @@ class BuildNative(build_ext):
         flags = " ".join([f"-I{escape(build)}", *(f"-isystem {escape(folder)}" for folder in includes)])
         link = f"-shared -fopenmp -Wl,--as-needed{special_flags}"
         bindings = [ROOT / "csrc" / name for name in ("bindings.cpp", "repeated.cpp")]
-        sources = [*bindings, *sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))]
+        sources = [*bindings, *cpu_sources()]
         lines = [
             f"cxx = {os.environ.get('CXX') or 'c++'}",
             "rule cxx",
@@ -214,6 +229,8 @@ class BuildNative(build_ext):
                 lines.append(f"  codes = {gencode(archs, one_ptx=is_product(source))}")
             elif source.parent.name == "csrc":
                 lines.append(f"  includes = {flags}")
+            elif source.stem == "kernels":
+                lines.append(f"  includes = -DMMQ_BEYOND_SCALAR={isas().index('scalar')}")
             elif "-fsanitize" in special_flags and source.stem.startswith(KERNELS):
                 lines.append(f"  includes = {checks(source.stem)}")
             objects.append(item)
