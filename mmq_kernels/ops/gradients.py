@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch._functorch.utils import enable_single_level_autograd_function
 from torch.autograd import forward_ad
+from torch.autograd.function import _SingleLevelFunction
 
 _Vmapped = tuple[Tensor, int]
 
@@ -115,6 +116,7 @@ def derived(function: Any, op: Any) -> Callable[..., Tensor]:
     constants = [i for i, name in enumerate(names) if name in ("scale", "input_scale")]
     variables = [i for i, name in enumerate(names) if name in ("x", "grad", "bias")]
     defaults = [argument.default_value for argument in op._schema.arguments]
+    inside = _of_one_level(function)
 
     def kernel(keyset: Any, *arguments: Any) -> Tensor:
         if torch.is_grad_enabled() or forward_ad._current_level >= 0:
@@ -124,15 +126,23 @@ def derived(function: Any, op: Any) -> Callable[..., Tensor]:
                     raise RuntimeError(f"{names[i]} of {op} must not require grad: the weight is a constant")
             tracked = any(arguments[i] is not None and arguments[i].requires_grad for i in variables)
             if tracked or forward_ad._current_level >= 0:
-                return _apply(function, *arguments, *defaults[len(arguments) :])
+                return _apply(function, inside, *arguments, *defaults[len(arguments) :])
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
     return kernel
 
 
-def _apply(function: Any, *arguments: Any) -> Tensor:
-    """`function.apply`, at the level of `torch.func` that is being worked on where there is one.
+def _of_one_level(function: Any) -> Any:
+    """The same function for one level of `torch.func`: what torch makes of it when it hands it to each of them."""
+    parts = ("forward", "setup_context", "backward", "jvp")
+    return type(
+        function.__name__, (_SingleLevelFunction,), {part: staticmethod(getattr(function, part)) for part in parts}
+    )
+
+
+def _apply(function: Any, inside: Any, *arguments: Any) -> Tensor:
+    """`function.apply`, or that of `inside` at the level of `torch.func` that is being worked on where there is one.
 
     This kernel is reached once a level, so the function must not be handed to all of them again.
     """
@@ -143,7 +153,7 @@ def _apply(function: Any, *arguments: Any) -> Tensor:
         # Torch drops the outer tangent of what any autograd.Function says of its own: a wrong number, and no word.
         raise RuntimeError("mmq::gemm has no forward mode inside forward mode: take one of the two in reverse mode")
     with enable_single_level_autograd_function():
-        return super(torch.autograd.Function, function).apply(*arguments)
+        return inside.apply(*arguments)
 
 
 def folded(op: Any) -> Callable[..., _Vmapped]:
