@@ -136,9 +136,13 @@ CHECKS_OF_KERNELS = f"-Og --param asan-instrumentation-with-call-threshold=0 -Wn
 that intrinsics leave undefined for mistakes."""
 
 
+CHECKS_OF_AVX2 = f"{WITHOUT_DOUBLES} {SIMPLE_REGISTERS} -DMMQ_CHECK_REGIONS"
+"""The whole suite runs through AVX2's products: there checks are inline, but for the loop of csrc/cpu/regions.h."""
+
+
 def checks(stem: str) -> str:
-    """Flags of a sanitized source of kernels. The whole suite runs through AVX2's products: there checks are inline."""
-    return f"{WITHOUT_DOUBLES} {SIMPLE_REGISTERS}" if stem == "gemm_avx2" else CHECKS_OF_KERNELS
+    """Flags of a sanitized source of kernels."""
+    return CHECKS_OF_AVX2 if stem == "gemm_avx2" else CHECKS_OF_KERNELS
 
 
 def special() -> tuple[str, str]:

@@ -170,7 +170,10 @@ struct TokenBlock {
 
 // sum[t][16] += panel[columns, 16]^T x[columns][TOKENS]
 template <int TOKENS>
-void multiply_panel(const float* panel, const float* x, int64_t columns, float* sum) {
+MMQ_REGIONS_CHECKED void multiply_panel(const float* panel, const float* x, int64_t columns, float* sum) {
+    check_region(panel, columns * kTileRows);
+    check_region(x, columns * TOKENS);
+    check_region(sum, TOKENS * kTileRows);
     F16 acc[TOKENS];
     each_number<TOKENS>([&](auto t) MMQ_INLINE_LAMBDA { acc[t] = set1(0.0f); });
     for (int64_t column = 0; column < columns; ++column) {

@@ -17,6 +17,7 @@
 #include "../common/half.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "regions.h"
 #include "tables.h"
 
 // After every shared header: their inline functions must not be compiled for this instruction set.

@@ -13,6 +13,7 @@
 #include "../common/half.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "regions.h"
 #include "tables.h"
 
 namespace mmq {

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "../common/args.h"
@@ -23,6 +24,7 @@
 namespace mmq {
 namespace {
 
+#include "unroll.h"
 #include "vec_avx2.h"
 #include "../common/grid.inl"
 #include "../common/descent.inl"
