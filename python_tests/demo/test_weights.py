@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from sanitizer import SANITIZED
 
 from mmq_kernels import checkpoint
 from mmq_kernels import eval as evaluation
@@ -23,9 +22,6 @@ from mmq_kernels.spec import QuantSpec
 
 NAMES = ("blip2", "blip2-itm")
 SIZE = WorldSize(train=64, images=150, questions=6, gallery=250)
-
-
-of_numbers = pytest.mark.skipif(SANITIZED, reason="runs models for numbers that a sanitizer does not change")
 
 
 @cache
@@ -123,7 +119,6 @@ def test_the_matcher_finds_pictures_and_texts(scores: Any) -> None:
     assert found["retrieval image_r1"] >= 0.7
 
 
-@of_numbers
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("rule", ["4:g64", "3:channel", "2:g64"])
 def test_gptq_is_below_rounding_on_every_layer(name: str, rule: str, scores: Any) -> None:
@@ -133,7 +128,6 @@ def test_gptq_is_below_rounding_on_every_layer(name: str, rule: str, scores: Any
         assert layer.error < layer.rtn_error, layer
 
 
-@of_numbers
 def test_four_bits_keep_98_percent(scores: Any) -> None:
     for name in NAMES:
         base, low = scores(name, "")[0], scores(name, "all=gptq:4:g64")[0]
@@ -152,7 +146,6 @@ METRICS = {
 }
 
 
-@of_numbers
 @pytest.mark.parametrize("rule", ["3:channel", "2:g64"])
 def test_gptq_beats_rounding_on_every_task(rule: str, scores: Any) -> None:
     """Never behind, and ahead where there is room: at 3 bits the likelihood alone has to tell them apart."""
@@ -164,7 +157,6 @@ def test_gptq_beats_rounding_on_every_task(rule: str, scores: Any) -> None:
         assert all(value > 0 for value in clear.values()), (ahead, rtn, gptq)
 
 
-@of_numbers
 def test_uniform_falls(scores: Any) -> None:
     four, three, two = (scores("blip2", f"all=uniform:{bits}")[0] for bits in (4, 3, 2))
     for metric in ("caption cider", "vqa accuracy"):

@@ -1,7 +1,4 @@
-"""5,000 damaged and hostile checkpoints: a clear error, or the weights that were written; no crash, no hang, no lie.
-
-Under sanitizers 1,400 of them: each way to change files some seventy times.
-"""
+"""5,000 damaged and hostile checkpoints: a clear error, or the weights that were written; no crash, no hang, no lie."""
 
 from __future__ import annotations
 
@@ -19,7 +16,6 @@ import tiny_families
 import tiny_vlms
 import torch
 from safetensors.torch import load_file, save_file
-from sanitizer import SANITIZED
 
 from mmq_kernels import checkpoint, quantize_model
 from mmq_kernels.checkpoint import CheckpointError, shards
@@ -28,7 +24,7 @@ from mmq_kernels.quantize import GptqSettings
 SECONDS = 10
 """A case that takes longer hangs."""
 
-CHUNKS, CASES = 10 if SANITIZED else 40, 120
+CHUNKS, CASES = 40, 120
 """Chunks of cases of every way to change files."""
 
 PICKLES = 200
