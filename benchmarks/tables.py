@@ -1,4 +1,4 @@
-"""Writes the tables of README.md from `benchmarks/results`; with --check says whether they are up to date.
+"""Writes the tables of README.md and benchmarks/README.md from `benchmarks/results`; with --check compares them.
 
 Only what stands in a results file gets into a table, and each table names the command, machine and commit of its lines.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import cpu_tables
 from recorded import Row, newest, read, source, table
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
 BEGIN = "<!-- tables: begin (written by `python benchmarks/tables.py`) -->\n"
 END = "<!-- tables: end -->\n"
 
@@ -292,41 +293,45 @@ def _gb(count: float) -> str:
     return f"{count / 1e9:.2f} GB"
 
 
-def updated(readme: str) -> str:
-    """README with its tables as the results say."""
-    head, rest = readme.split(BEGIN)
+PAGES: dict[str, tuple[Callable[[], str], ...]] = {
+    "README.md": (demo, against_llmcompressor, gpu, cpu_tables.gemm_at_best, full_size),
+    "benchmarks/README.md": (
+        cpu_tables.gemm_otherwise,
+        cpu_tables.against,
+        cpu_tables.alternating,
+        cpu_tables.packing,
+        cpu_tables.captions,
+        cpu_tables.gptq,
+        allocation,
+        gptq_error,
+        awq_error,
+        full_size_calibrated,
+        sweep,
+        analysis,
+    ),
+}
+"""What stands on which page."""
+
+
+def updated(page: str, tables: tuple[Callable[[], str], ...]) -> str:
+    """A page with its tables as the results say; a table without results is left out."""
+    head, rest = page.split(BEGIN)
     tail = rest.split(END)[1]
-    made = (
-        demo(),
-        allocation(),
-        gpu(),
-        cpu_tables.gemm(),
-        cpu_tables.against(),
-        cpu_tables.alternating(),
-        cpu_tables.packing(),
-        cpu_tables.captions(),
-        cpu_tables.gptq(),
-        gptq_error(),
-        against_llmcompressor(),
-        awq_error(),
-        full_size(),
-        full_size_calibrated(),
-        sweep(),
-        analysis(),
-    )
-    parts = [part for part in made if part]
-    return head + BEGIN + "\n" + "\n".join(parts) + "\n" + END + tail
+    return head + BEGIN + "\n" + "\n".join(filter(None, (table() for table in tables))) + "\n" + END + tail
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="change nothing; exit code 1 where a table is out of date")
     options = parser.parse_args()
-    before = README.read_text()
-    after = updated(before)
-    if options.check:
-        sys.exit(0 if after == before else f"{README.name}'s tables are out of date: run python benchmarks/tables.py")
-    README.write_text(after)
+    for name, tables in PAGES.items():
+        path = ROOT / name
+        before = path.read_text()
+        after = updated(before, tables)
+        if options.check and after != before:
+            sys.exit(f"the tables of {name} are out of date: run python benchmarks/tables.py")
+        if not options.check:
+            path.write_text(after)
 
 
 if __name__ == "__main__":
