@@ -51,12 +51,12 @@ test: setup lint $(VENV)/.transformers4  ## linters, type checks and the test su
 	PYTHONPATH=$(VENV)/transformers4 $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(BOTH_LINES)
 
 # AVX-512's kernels take half of the time to compile, and run only where the CPU has it.
-COMPILED_CHECKED := $(shell grep -qs avx512 /proc/cpuinfo || echo MMQ_CPU_UP_TO=avx2)
+UP_TO := $(shell grep -qs avx512 /proc/cpuinfo || echo MMQ_CPU_UP_TO=avx2)
 
 # Torch has the real allocator's tensors watched too: the sanitizer's allocator is loaded before everything else. What a
 # sanitizer says on its way out would be lost with what pytest captures of file descriptors.
 sanitize: setup  ## the suite under AddressSanitizer and UBSan, AVX-512 masked off where a test does not ask for it
-	$(COMPILED_CHECKED) MMQ_SANITIZE=address,undefined MMQ_CUDA=off $(BIN)/python setup.py --quiet build --build-lib build/sanitized
+	$(UP_TO) MMQ_SANITIZE=address,undefined MMQ_CUDA=off $(BIN)/python setup.py --quiet build --build-lib build/sanitized
 	PYTHONPATH=build/sanitized MMQ_CPU_ISA=avx2 PYTHONDONTWRITEBYTECODE=1 \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
 	LD_PRELOAD=$$($${CXX:-c++} -print-file-name=libasan.so):$$($${CXX:-c++} -print-file-name=libubsan.so) \

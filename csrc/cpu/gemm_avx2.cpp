@@ -26,9 +26,9 @@
 namespace mmq {
 namespace {
 
-#include "unroll.h"
 #include "vec_avx2.h"
 #include "codes_by_mask.h"
+#include "unroll.h"
 #include "decode.inl"
 #include "../common/activation.inl"
 #include "activation.inl"

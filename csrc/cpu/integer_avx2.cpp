@@ -17,6 +17,7 @@
 #include "../common/half.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "regions.h"
 #include "tables.h"
 
 // After every shared header: their inline functions must not be compiled for this instruction set.
@@ -25,9 +26,9 @@
 namespace mmq {
 namespace {
 
-#include "unroll.h"
 #include "vec_avx2.h"
 #include "codes_by_mask.h"
+#include "unroll.h"
 #include "decode.inl"
 #include "dot_avx2.h"
 #include "../common/activation.inl"

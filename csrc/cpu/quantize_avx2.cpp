@@ -7,7 +7,6 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <utility>
 #include <vector>
 
 #include "../common/args.h"
@@ -16,6 +15,7 @@
 #include "../common/half.h"
 #include "kernels.h"
 #include "parallel.h"
+#include "regions.h"
 #include "tables.h"
 
 // After every shared header: their inline functions must not be compiled for this instruction set.
@@ -24,7 +24,6 @@
 namespace mmq {
 namespace {
 
-#include "unroll.h"
 #include "vec_avx2.h"
 #include "../common/grid.inl"
 #include "../common/descent.inl"

@@ -8,8 +8,10 @@
 #if defined(MMQ_CHECK_REGIONS)
 #include <sanitizer/asan_interface.h>
 #define MMQ_REGIONS_CHECKED __attribute__((no_sanitize("address")))
+#define MMQ_PART_OF_LOOP __attribute__((always_inline)) inline
 #else
 #define MMQ_REGIONS_CHECKED
+#define MMQ_PART_OF_LOOP inline
 #endif
 
 namespace mmq {

@@ -29,8 +29,8 @@ class _OnMeta(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if getattr(func, "__name__", "") in _FILLS:
-            filled = args[0] if args else kwargs["tensor"]
-            if filled.is_meta:
+            filled = args[0] if args else kwargs.get("tensor")
+            if isinstance(filled, torch.Tensor) and filled.is_meta:
                 return filled
         if func in _FACTORIES and kwargs.get("device") is None:
             without_memory = func(*args, **{**kwargs, "device": "meta"})
