@@ -24,7 +24,7 @@ from torch.autograd.function import _SingleLevelFunction
 _Vmapped = tuple[Tensor, int]
 
 
-class Gemm(torch.autograd.Function):
+class Gemm(_SingleLevelFunction):
     """``y = activation(x @ W^T + bias)``; keeps the packed weight, and x and bias only where an epilogue needs them."""
 
     @staticmethod
@@ -68,7 +68,7 @@ class Gemm(torch.autograd.Function):
         return _activation_backward(flow, plain, ctx.activation)
 
 
-class GemmTransposed(torch.autograd.Function):
+class GemmTransposed(_SingleLevelFunction):
     """``x = (grad @ W) / input_scale``; keeps the packed weight."""
 
     @staticmethod
@@ -116,7 +116,6 @@ def derived(function: Any, op: Any) -> Callable[..., Tensor]:
     constants = [i for i, name in enumerate(names) if name in ("scale", "input_scale")]
     variables = [i for i, name in enumerate(names) if name in ("x", "grad", "bias")]
     defaults = [argument.default_value for argument in op._schema.arguments]
-    inside = _of_one_level(function)
 
     def kernel(keyset: Any, *arguments: Any) -> Tensor:
         if torch.is_grad_enabled() or forward_ad._current_level >= 0:
@@ -126,25 +125,18 @@ def derived(function: Any, op: Any) -> Callable[..., Tensor]:
                     raise RuntimeError(f"{names[i]} of {op} must not require grad: the weight is a constant")
             tracked = any(arguments[i] is not None and arguments[i].requires_grad for i in variables)
             if tracked or forward_ad._current_level >= 0:
-                return _apply(function, inside, *arguments, *defaults[len(arguments) :])
+                return _apply(function, *arguments, *defaults[len(arguments) :])
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *arguments)
 
     return kernel
 
 
-def _of_one_level(function: Any) -> Any:
-    """The same function for one level of `torch.func`: what torch makes of it when it hands it to each of them."""
-    parts = ("forward", "setup_context", "backward", "jvp")
-    return type(
-        function.__name__, (_SingleLevelFunction,), {part: staticmethod(getattr(function, part)) for part in parts}
-    )
+def _apply(function: Any, *arguments: Any) -> Tensor:
+    """`function.apply`, at the level of `torch.func` that is being worked on where there is one.
 
-
-def _apply(function: Any, inside: Any, *arguments: Any) -> Tensor:
-    """`function.apply`, or that of `inside` at the level of `torch.func` that is being worked on where there is one.
-
-    This kernel is reached once a level, so the function must not be handed to all of them again.
+    This kernel is reached once a level, so the function must not be handed to all of them again: torch does that with
+    every `autograd.Function`, which is why ours are of the class below.
     """
     if not torch._C._are_functorch_transforms_active():
         return function.apply(*arguments)
@@ -153,7 +145,7 @@ def _apply(function: Any, inside: Any, *arguments: Any) -> Tensor:
         # Torch drops the outer tangent of what any autograd.Function says of its own: a wrong number, and no word.
         raise RuntimeError("mmq::gemm has no forward mode inside forward mode: take one of the two in reverse mode")
     with enable_single_level_autograd_function():
-        return inside.apply(*arguments)
+        return function.apply(*arguments)
 
 
 def folded(op: Any) -> Callable[..., _Vmapped]:

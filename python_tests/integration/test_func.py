@@ -134,3 +134,16 @@ def test_compiled(device) -> None:
         return vmap(grad(lambda t: q(t).square().sum()))(x)
 
     close(torch.compile(each, backend="aot_eager", fullgraph=True)(x), each(x))
+
+
+def test_a_tensor_that_outlived_its_transform(q, device) -> None:
+    x, kept = torch.randn(3, K, device=device, requires_grad=True), []
+
+    def loss(x: Tensor) -> Tensor:
+        kept.append(1 * x)
+        return q(x).square().sum()
+
+    expected = grad(loss)(x)
+    assert torch.equal(q(kept[0]), q(x))
+    q(kept[0]).square().sum().backward()
+    close(x.grad, expected)
