@@ -10,12 +10,12 @@ ISAS = ("scalar", "avx2", "avx512", "avx512_vnni", "avx512_bf16")
 
 
 def gemm_at_best() -> str:
-    """Packed products over dense ones, at the best instruction set that was measured, x in bf16."""
+    """Packed products over dense ones at the best instruction set that was measured, x in bf16 if it was."""
     return "\n".join(_gemm(rows) for rows in _runs()[:1])
 
 
 def gemm_otherwise() -> str:
-    """The same for x in fp32 and for other instruction sets."""
+    """The same of all others: x in other dtypes, and other instruction sets."""
     return "\n".join(_gemm(rows) for rows in _runs()[1:])
 
 
