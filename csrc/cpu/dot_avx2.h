@@ -2,18 +2,21 @@
 
 constexpr int kDotTiles = 1;
 // Blocks of tokens that there are kernels for; of missing tokens all codes are 0.
-constexpr int kDotBlocks[] = {1, 2, 3, 4, 6};
+constexpr int kDotBlocks[] = {1, 2, 3, 4, 5};
 
-// Sums of pairs of products, in 16 bits: 127 * 128 * 2 and less, for as many steps of a unit as fit.
+// Sums of pairs of products, in 16 bits, for as many steps as these hold: (2^BITS - 1) * 128 * 2 a step.
 constexpr bool kPairSums = true;
 template <int BITS>
-constexpr int kPairSteps = BITS <= 4 || BITS == 8 ? 8
-                           : BITS == 5            ? 4
-                           : BITS == 6            ? 2
-                                                  : 1;
-// 12 registers of sums, 2 of codes, 1 of x, 1 of products. Codes of 8 bits are two of 4.
+constexpr int kPairSteps = BITS == 2                ? 32
+                           : BITS == 3              ? 16
+                           : BITS == 4 || BITS == 8 ? 8
+                           : BITS == 5              ? 4
+                           : BITS == 6              ? 2
+                                                    : 1;
+// 10 registers of sums, 2 of codes, 1 of x, 2 of products; with more, sums wait for memory at every step. Codes of 8 bits
+// are two of 4.
 template <int BITS>
-constexpr int kMostStreams = BITS == 8 ? 3 : 6;
+constexpr int kMostStreams = BITS == 8 ? 2 : 5;
 
 inline I16 set1_word(int32_t value) {
     const __m256i v = _mm256_set1_epi32(value);
@@ -21,6 +24,9 @@ inline I16 set1_word(int32_t value) {
 }
 inline I16 add_words(I16 a, I16 b) {
     return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
+}
+inline I16 sub_words(I16 a, I16 b) {
+    return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)};
 }
 inline I16 mul_words(I16 a, I16 b) {
     return {_mm256_mullo_epi32(a.lo, b.lo), _mm256_mullo_epi32(a.hi, b.hi)};
@@ -33,6 +39,13 @@ inline I16 four_codes(const int8_t* from) {
     int32_t four;
     std::memcpy(&four, from, sizeof four);
     return set1_word(four);
+}
+
+// a, but at least `least` and at most `most`.
+inline I16 clamped(I16 a, int32_t least, int32_t most) {
+    const __m256i low = _mm256_set1_epi32(least), high = _mm256_set1_epi32(most);
+    return {_mm256_min_epi32(_mm256_max_epi32(a.lo, low), high),
+            _mm256_min_epi32(_mm256_max_epi32(a.hi, low), high)};
 }
 
 inline void store_words(int32_t* to, I16 a) {
@@ -57,6 +70,11 @@ inline I16 add_pairs(I16 a, I16 b) {
     I16 sum = {_mm256_add_epi16(a.lo, b.lo), _mm256_add_epi16(a.hi, b.hi)};
     asm("" : "+x"(sum.lo), "+x"(sum.hi));
     return sum;
+}
+// a, which is not to be loaded again from where it came from.
+inline I16 kept(I16 a) {
+    asm("" : "+x"(a.lo), "+x"(a.hi));
+    return a;
 }
 // acc + worth * (both sums of pairs of each row)
 inline I16 add_widened(I16 acc, I16 pairs, int16_t worth) {

@@ -12,6 +12,10 @@ constexpr bool kPairSums = false;
 template <int BITS>
 constexpr int kPairSteps = 0;
 
+// As dot_avx2.h needs it.
+inline I16 kept(I16 a) {
+    return a;
+}
 inline I16 set1_word(int32_t value) {
     return _mm512_set1_epi32(value);
 }

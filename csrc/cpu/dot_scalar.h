@@ -12,6 +12,10 @@ constexpr bool kPairSums = false;
 template <int BITS>
 constexpr int kPairSteps = 0;
 
+// As dot_avx2.h needs it.
+inline I16 kept(const I16& a) {
+    return a;
+}
 inline I16 set1_word(int32_t value) {
     const uint32_t v = static_cast<uint32_t>(value);
     return each_word([&](int) { return U4{v, v, v, v}; });

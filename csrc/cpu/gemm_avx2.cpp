@@ -1,4 +1,4 @@
-// gemm and dequantize in AVX2, FMA, F16C; the kernels are in gemm.inl and, for one or two tokens, fixed.inl.
+// gemm and dequantize in AVX2, FMA, F16C; the kernels are in gemm.inl, fixed.inl and integer.inl.
 #if defined(__x86_64__)
 #include <immintrin.h>
 

@@ -20,25 +20,28 @@ float unit_of(const float* x, int64_t count) {
         most[0] = std::max(most[0], std::fabs(x[i]));
         poison[0] += x[i] * 0.0f;
     }
-    const float unit = folded(most, [](float a, float b) { return std::max(a, b); }) / 127.0f;
-    return std::max(unit, smallest_normal(Dtype::kFloat32)) + folded(poison, std::plus<float>());
+    const float unit = folded<kLanes>(most, [](float a, float b) { return std::max(a, b); }) / 127.0f;
+    return std::max(unit, smallest_normal(Dtype::kFloat32)) + folded<kLanes>(poison, std::plus<float>());
 }
 
 struct Rounded {
     static constexpr int kDigits = 1;
+    static constexpr bool kApart = false, kBlocks = true;
 
     static bool code(const CodedTokens& to, const Weight& w, int64_t token, const float* x, int8_t* row) {
         constexpr float kRound =
             12582912.0f;  // 1.5 * 2^23: adding it leaves no bits for a fraction, halves to even
-        const float unit = unit_of(x, w.k);
-        std::memset(row, 0, static_cast<size_t>(to.steps * kStepColumns));
+        // Copies of what bytes, which may be anything's, could seem to write to.
+        const int64_t k = w.k, steps = to.steps, tokens = to.tokens_of(to.block_of(token));
+        int8_t* codes = to.codes_of(token);
+        if (tokens == 1) row = codes;
+        const float unit = unit_of(x, k);
+        std::memset(row, 0, static_cast<size_t>(steps * kStepColumns));
         if (unit == unit) {
-            for (int64_t i = 0; i < w.k; ++i)
+            for (int64_t i = 0; i < k; ++i)
                 row[i] = static_cast<int8_t>(static_cast<int>((x[i] / unit + kRound) - kRound));
         }
-        const int64_t tokens = to.tokens_of(to.block_of(token));
-        int8_t* codes = to.codes_of(token);
-        for (int64_t step = 0; step < to.steps; ++step)
+        for (int64_t step = 0; tokens > 1 && step < steps; ++step)
             std::memcpy(codes + step * tokens * kStepColumns, row + step * kStepColumns, kStepColumns);
         int32_t* minus = to.minus_of(token);
         float* units = to.unit_of(token);

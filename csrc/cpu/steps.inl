@@ -56,16 +56,10 @@ struct StepCodes {
     }
 };
 
-// The codes of a step of a unit. Words are asked for ahead one line at a time, as they are loaded: a whole unit at once takes
-// longer where little is done with each, as with 8 bits.
-template <int BITS, int STEP>
-MMQ_INLINE I16 codes_of_step(const int32_t* unit) {
+// The codes of a step of a unit, whose words are line(number, whether this step is the first that needs it).
+template <int BITS, int STEP, class Line>
+MMQ_INLINE I16 codes_of_step(const Line& line) {
     constexpr Planes kPlanes = planes_of(BITS);
-    const auto line = [&](int number, bool first) MMQ_INLINE_LAMBDA {
-        const int32_t* words = unit + number * kTileRows;
-        if (first) fetch<1>(words, kFetchAhead);
-        return load_words(words);
-    };
     if constexpr (BITS == 8) {
         return line(STEP, true);
     } else {
@@ -83,6 +77,14 @@ MMQ_INLINE I16 codes_of_step(const int32_t* unit) {
     }
 }
 
+// A line of a unit. Words are asked for ahead one line at a time, as they are loaded: a whole unit at once takes longer where
+// little is done with each, as with 8 bits.
+MMQ_INLINE I16 load_line(const int32_t* unit, int number, bool first) {
+    const int32_t* words = unit + number * kTileRows;
+    if (first) fetch<1>(words, kFetchAhead);
+    return load_words(words);
+}
+
 // The same of a step that is not known at compile time: for the ends of segments that are no whole units.
 template <int BITS>
 MMQ_INLINE I16 codes_of_any_step(const int32_t* unit, int step) {
@@ -98,15 +100,53 @@ MMQ_INLINE I16 codes_of_any_step(const int32_t* unit, int step) {
     return codes;
 }
 
-// Where the codes of whole units come from: the words of a tile, or a panel to which they were decoded before.
+// Where codes come from: the words of a tile, or a panel to which units were decoded before.
 template <int BITS>
 struct FromWords {
     const int32_t* words;
 
+    // The codes of one column.
+    MMQ_INLINE I16 column(uint32_t column) const {
+        constexpr Planes kPlanes = planes_of(BITS);
+        const int32_t* unit = words + static_cast<int64_t>(column / kUnitColumns) * (BITS * kTileRows);
+        const uint32_t step = column % kUnitColumns / kStepColumns, byte = 8 * (column % kStepColumns);
+        I16 codes = set1_word(0);
+        each_number<kPlanes.count>([&](auto p) MMQ_INLINE_LAMBDA {
+            constexpr int kWidth = kPlanes.width[p], kLow = kPlanes.low[p];
+            const uint32_t along = kWidth * step;
+            const I16 word = load_words(unit + (kLow + along / 8) * kTileRows);
+            const I16 field = mask(shift_right(word, static_cast<int>(byte + along % 8)), (1 << kWidth) - 1);
+            codes = p == 0 ? field : either(codes, shift_left(field, kLow));
+        });
+        return codes;
+    }
+
     template <int STEP>
     MMQ_INLINE StepCodes<BITS> codes(int64_t unit) const {
-        return StepCodes<BITS>(codes_of_step<BITS, STEP>(words + unit * (BITS * kTileRows)));
+        const int32_t* lines = words + unit * (BITS * kTileRows);
+        return StepCodes<BITS>(codes_of_step<BITS, STEP>(
+            [&](int number, bool first) MMQ_INLINE_LAMBDA { return load_line(lines, number, first); }));
     }
+
+    // A unit whose steps are asked for in their order. Of 2 bits, a line of which has four steps, it stays in registers.
+    class Unit {
+      public:
+        MMQ_INLINE Unit(const FromWords& from, int64_t unit)
+            : lines_(from.words + unit * (BITS * kTileRows)) {}
+
+        template <int STEP>
+        MMQ_INLINE StepCodes<BITS> codes() {
+            return StepCodes<BITS>(codes_of_step<BITS, STEP>([&](int number, bool first) MMQ_INLINE_LAMBDA {
+                if (BITS > 2) return load_line(lines_, number, first);
+                if (first) line_[number] = kept(load_line(lines_, number, first));
+                return line_[number];
+            }));
+        }
+
+      private:
+        const int32_t* lines_;
+        I16 line_[BITS];
+    };
 };
 
 template <int BITS>
@@ -116,10 +156,31 @@ struct FromPanel {
     const int32_t* panel;  // [units][steps][parts][16]
     int64_t first;         // its first unit
 
+    MMQ_INLINE I16 column(uint32_t column) const {
+        const uint32_t step = column / kStepColumns - static_cast<uint32_t>(first) * kUnitSteps;
+        const StepCodes<BITS> codes(panel + static_cast<int64_t>(step) * kParts<BITS> * kTileRows);
+        I16 all = codes.part[0];
+        if constexpr (kParts<BITS> == 2) all = either(all, shift_left(codes.part[1], 4));
+        return mask(shift_right(all, static_cast<int>(8 * (column % kStepColumns))), 0xff);
+    }
     template <int STEP>
     MMQ_INLINE StepCodes<BITS> codes(int64_t unit) const {
         return StepCodes<BITS>(panel + (unit - first) * kUnitWords + STEP * kParts<BITS> * kTileRows);
     }
+
+    class Unit {
+      public:
+        MMQ_INLINE Unit(const FromPanel& from, int64_t unit)
+            : codes_(from.panel + (unit - from.first) * kUnitWords) {}
+
+        template <int STEP>
+        MMQ_INLINE StepCodes<BITS> codes() const {
+            return StepCodes<BITS>(codes_ + STEP * kParts<BITS> * kTileRows);
+        }
+
+      private:
+        const int32_t* codes_;
+    };
 };
 
 // Units [begin, end) of a tile's words -> panel.
@@ -157,30 +218,70 @@ MMQ_INLINE void multiply_step(const Codes& codes_of, const int8_t* x, Sums<STREA
     });
 }
 
-// sums += a unit * the streams at x, steps of which are added up in 16 bits first.
-template <int BITS, int STREAMS, class Source>
-MMQ_INLINE void multiply_unit_by_pairs(const Source& source, int64_t unit, const int8_t* x,
-                                       Sums<STREAMS>& sums) {
-    constexpr int kRun = kPairSteps<BITS>;
-    each_number<kUnitSteps / kRun>([&](auto run) MMQ_INLINE_LAMBDA {
-        I16 pairs[STREAMS][kParts<BITS>];
-        each_number<kRun>([&](auto i) MMQ_INLINE_LAMBDA {
-            constexpr int kStep = run * kRun + i;
-            const StepCodes<BITS> codes = source.template codes<kStep>(unit);
-            each_number<STREAMS>([&](auto s) MMQ_INLINE_LAMBDA {
-                const I16 four = four_codes(x + (kStep * STREAMS + s) * kStepColumns);
-                each_number<kParts<BITS>>([&](auto p) MMQ_INLINE_LAMBDA {
-                    const I16 products = pair_products(codes.part[p], four);
-                    pairs[s][p] = i == 0 ? products : add_pairs(pairs[s][p], products);
-                });
-            });
-        });
+// Sums of a few steps in 16 bits.
+template <int BITS, int STREAMS>
+struct PairSums {
+    I16 of[STREAMS][kParts<BITS>];
+
+    template <class Body>
+    static MMQ_INLINE void each(const Body& body) {
         each_number<STREAMS>([&](auto s) MMQ_INLINE_LAMBDA {
+            each_number<kParts<BITS>>([&](auto p) MMQ_INLINE_LAMBDA { body(s, p); });
+        });
+    }
+
+    MMQ_INLINE void clear() {
+        each([&](auto s, auto p) MMQ_INLINE_LAMBDA { of[s][p] = set1_word(0); });
+    }
+    // += a step of a unit * the streams at x; the FIRST of them all needs no cleared sums.
+    template <int STEP, bool FIRST, class Unit>
+    MMQ_INLINE void add_step(Unit& unit, const int8_t* x) {
+        const StepCodes<BITS> codes = unit.template codes<STEP>();
+        each_number<STREAMS>([&](auto s) MMQ_INLINE_LAMBDA {
+            const I16 four = four_codes(x + s * kStepColumns);
             each_number<kParts<BITS>>([&](auto p) MMQ_INLINE_LAMBDA {
-                sums.of[0][s][0] = add_widened(sums.of[0][s][0], pairs[s][p], p == 0 ? 1 : 16);
+                const I16 products = pair_products(codes.part[p], four);
+                of[s][p] = FIRST ? products : add_pairs(of[s][p], products);
             });
         });
-    });
+    }
+    MMQ_INLINE void add_to(Sums<STREAMS>& sums) const {
+        each([&](auto s, auto p) MMQ_INLINE_LAMBDA {
+            sums.of[0][s][0] = add_widened(sums.of[0][s][0], of[s][p], p == 0 ? 1 : 16);
+        });
+    }
+};
+
+// sums += units [unit, end) * the streams at x, kPairSteps at a time: parts of a unit, or several.
+template <int BITS, int STREAMS, class Source>
+MMQ_INLINE void multiply_units_by_pairs(const Source& source, int64_t unit, int64_t end, const int8_t* x,
+                                        Sums<STREAMS>& sums) {
+    constexpr int kStreamed = STREAMS * kStepColumns, kSteps = kPairSteps<BITS>;
+    while (unit < end) {
+        if constexpr (kSteps > kUnitSteps) {
+            PairSums<BITS, STREAMS> pairs;
+            pairs.clear();
+            for (const int64_t stop = std::min<int64_t>(end, unit + kSteps / kUnitSteps); unit < stop;
+                 ++unit, x += kUnitSteps * kStreamed) {
+                typename Source::Unit steps(source, unit);
+                each_number<kUnitSteps>([&](auto step) MMQ_INLINE_LAMBDA {
+                    pairs.template add_step<step, false>(steps, x + step * kStreamed);
+                });
+            }
+            pairs.add_to(sums);
+        } else {
+            typename Source::Unit steps(source, unit);
+            each_number<kUnitSteps / kSteps>([&](auto run) MMQ_INLINE_LAMBDA {
+                PairSums<BITS, STREAMS> pairs;
+                each_number<kSteps>([&](auto i) MMQ_INLINE_LAMBDA {
+                    constexpr int kStep = run * kSteps + i;
+                    pairs.template add_step<kStep, i == 0>(steps, x + kStep * kStreamed);
+                });
+                pairs.add_to(sums);
+            });
+            ++unit, x += kUnitSteps * kStreamed;
+        }
+    }
 }
 
 // sums += codes of grains [begin, end) of the tiles * the streams at x, which begin at grain 0.
@@ -195,7 +296,9 @@ MMQ_INLINE void multiply_segment(const Source* sources, const int8_t* x, int64_t
         const int8_t* codes = x + grain * kGrainCodes;
         if (grain % kGrains == 0 && end - grain >= kGrains) {
             if constexpr (kPairSums) {
-                multiply_unit_by_pairs<BITS>(sources[0], unit, codes, sums);
+                const int64_t stop = end / kGrains;
+                multiply_units_by_pairs<BITS>(sources[0], unit, stop, codes, sums);
+                grain = stop * kGrains;
             } else {
                 each_number<kUnitSteps>([&](auto step) MMQ_INLINE_LAMBDA {
                     multiply_step<BITS, step>(
@@ -203,8 +306,8 @@ MMQ_INLINE void multiply_segment(const Source* sources, const int8_t* x, int64_t
                             MMQ_INLINE_LAMBDA { return sources[i].template codes<step>(unit).part[0]; },
                         codes + step * STREAMS * kStepColumns, sums);
                 });
+                grain += kGrains;
             }
-            grain += kGrains;
         } else {
             const int first = static_cast<int>(grain++ % kGrains) * kGrainSteps;
             each_number<kGrainSteps>([&](auto s) MMQ_INLINE_LAMBDA {

@@ -39,11 +39,11 @@ inline F16 absolute(F16 a) {
 inline F16 larger(F16 a, F16 b) {
     return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)};
 }
-// `then` where a is not 0, else 0.
-inline F16 where_not_zero(F16 a, F16 then) {
-    const __m256 zero = _mm256_setzero_ps();
-    return {_mm256_and_ps(then.lo, _mm256_cmp_ps(a.lo, zero, _CMP_NEQ_UQ)),
-            _mm256_and_ps(then.hi, _mm256_cmp_ps(a.hi, zero, _CMP_NEQ_UQ))};
+// Bit i: not a <= b in lane i.
+inline uint32_t lanes_beyond(F16 a, F16 b) {
+    const int lo = _mm256_movemask_ps(_mm256_cmp_ps(a.lo, b.lo, _CMP_NLE_UQ));
+    const int hi = _mm256_movemask_ps(_mm256_cmp_ps(a.hi, b.hi, _CMP_NLE_UQ));
+    return static_cast<uint32_t>(lo | hi << 8);
 }
 // a * b + c
 MMQ_PART_OF_LOOP F16 fma(F16 a, F16 b, F16 c) {
