@@ -2,7 +2,7 @@
 //
 // Float activations by products of integers, without rounding them to 8 bits: in a segment a token's numbers are fixed-point
 // numbers of a few bytes, and each of these digits is a stream. FMA multiplies 8 numbers at a time, which codes have to become
-// floats for; bytes are multiplied 32 at a time as they are. What is added up is exact. Included inside an anonymous namespace
+// floats for; bytes are multiplied 32 at a time, as they are. What is added up is exact. Included inside an anonymous namespace
 // after integer.inl.
 //
 // Short: two digits, for x in bf16, which loses nothing. Its 8 bits are exact down to 2^-8 of the largest number of a segment; what
@@ -239,8 +239,6 @@ struct Fixed : ByDigits<DIGITS> {
 
   private:
     static constexpr float kMost = 0x1p120f;  // of the sum of a segment's |x|
-    static constexpr float kNoticed =
-        DIGITS == 3 ? 0x1p-20f : 0.0f;  // of a number that lost so much of itself
 };
 
 // --- entry ---
@@ -248,7 +246,8 @@ struct Fixed : ByDigits<DIGITS> {
 // Tokens up to which these are faster than FMA, as measured on Zen 3. A code of 8 bits takes little to become a float, one of 7
 // bits is multiplied without sums in 16 bits.
 template <int BITS>
-constexpr int64_t kShortTokens = BITS < 6    ? INT64_MAX
+constexpr int64_t kShortTokens = BITS < 5    ? INT64_MAX
+                                 : BITS == 5 ? 64
                                  : BITS == 6 ? 16
                                  : BITS == 7 ? 2
                                              : 0;

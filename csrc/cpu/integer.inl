@@ -89,7 +89,7 @@ MMQ_INLINE I16 load_zero(const TileGrids<BITS>& grids, int64_t group) {
     return grids.symmetric() ? set1_word(middle_code(BITS)) : to_words(grids.zero_codes(group));
 }
 
-// body(token, columns apart of W, x) for those of a segment and a tile.
+// body(token, a column of W, x) for the columns apart of a segment and a tile.
 template <class Source, class Body>
 MMQ_INLINE void each_apart(const CodedTokens& in, int64_t segment, const Source& source, F16 scale, I16 zero,
                            const Body& body) {
@@ -100,7 +100,7 @@ MMQ_INLINE void each_apart(const CodedTokens& in, int64_t segment, const Source&
     }
 }
 
-// y[tile][token] += a segment of tiles times the tokens of a block, of which what is before it takes as much as a token each.
+// y[tile][token] += a segment of tiles times the tokens of a block.
 template <int BITS, int TOKENS, class Coding, class Source>
 MMQ_INLINE void multiply_tokens(const CodedTokens& in, const TileGrids<BITS>* grids, const I16* zeros,
                                 const Source* sources, const Segment& segment, int64_t block,
@@ -175,7 +175,8 @@ void multiply_block(const GemmArgs& args, const CodedTokens& in, int64_t first_t
             multiply_tokens<BITS, TOKENS, Coding>(in, grids, zeros, sources,
                                                   Segment{begin, stop, group, number}, block, y);
             if constexpr (Coding::kApart) {
-                static_assert(Block::kTiles == 1, "columns apart are those of one block and tile");
+                static_assert(Block::kTiles == 1,
+                              "columns apart are of one tile, and of the tokens of the only block");
                 each_apart(in, number, sources[0], grids[0].scale(group), zeros[0],
                            [&](int64_t token, F16 w, F16 x)
                                MMQ_INLINE_LAMBDA { y[0][token] = fma(w, x, y[0][token]); });
