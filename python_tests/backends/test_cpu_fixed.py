@@ -32,7 +32,7 @@ def test_what_cancels_leaves_every_bit_of_the_rest(bits) -> None:
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("group, m", [(128, 1), (128, 2), (40, 3), (8, 5), (-1, 7), (72, 70)])
 def test_columns_apart_are_not_lost(group, m, dtype, bits, isa) -> None:
-    """A few numbers are too large, or too fine, for two digits of the others: in some segments, not in others, of some tokens."""
+    """A few numbers of some tokens are too large, or too fine, for two digits of the others in their segments."""
     case = Case(QuantSpec(bits, group, bits % 2 == 0), 50, 400, torch.float32)
     sizes = (-10, 6) if dtype == torch.float16 else (-60, 60)
     for share in (0, 1, 4, 24):
