@@ -211,7 +211,7 @@ void multiply_blocks(const GemmArgs& args, const CodedTokens& in, int64_t first_
             const I16 zero = load_zero(grids, group);
             const FromPanel<BITS> source = {Tile<BITS>(w, tile).words, panel, begin / kUnitColumns};
             decode_codes<BITS>(source.words, source.first, ceil_div(end, kUnitColumns), panel);
-            for (int64_t block = 0; block < in.count; block += MOST) {
+            for (int64_t block = 0; block < in.count; block += in.most) {
                 with_block_size<MOST>(in.tokens_of(block), [&](auto tokens) MMQ_INLINE_LAMBDA {
                     float* to = y + block * kTileRows;
                     F16 of[1][tokens];
@@ -288,6 +288,9 @@ bool multiply_coded(const GemmArgs& args) {
     const int64_t most = std::clamp<int64_t>(fit, 1, kPartTokens / kMost) * kMost;
     const int64_t parts = std::max<int64_t>(1, ceil_div(args.m, most));
     const int64_t part = ceil_div(ceil_div(args.m, parts), kMost) * kMost;
+    // Of 6 tokens 3 and 3, not 5 and 1. With few sizes of blocks that would leave more of them empty.
+    const int64_t blocks = ceil_div(std::min(part, args.m), kMost);
+    const int64_t block_tokens = kPairSums ? ceil_div(std::min(part, args.m), blocks) : kMost;
     const int64_t apart = Coding::kApart ? most_apart(w.k) : 0;
     const AlignedFloats codes(part * steps * kDigits), minus(part * segments * kDigits),
         unit(part * segments), columns_apart(2 * part * apart * (sizeof(Apart) / sizeof(float))),
@@ -297,7 +300,7 @@ bool multiply_coded(const GemmArgs& args) {
     for (int64_t first = 0; first < args.m; first += part) {
         const CodedTokens in = {first,
                                 std::min(part, args.m - first),
-                                kMost,
+                                block_tokens,
                                 kDigits,
                                 steps,
                                 segments,

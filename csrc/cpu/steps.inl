@@ -183,13 +183,17 @@ struct FromPanel {
     };
 };
 
-// Units [begin, end) of a tile's words -> panel.
+// Units [begin, end) of a tile's words -> panel. Asks for the words of as many behind them.
 template <int BITS>
 void decode_codes(const int32_t* words, int64_t begin, int64_t end, int32_t* panel) {
-    const FromWords<BITS> from{words};
-    for (int64_t unit = begin; unit < end; ++unit) {
+    constexpr int kLines = BITS * kTileRows;
+    const int64_t ahead = (end - begin) * kLines * static_cast<int64_t>(sizeof(int32_t));
+    for (const int32_t* unit = words + begin * kLines; unit < words + end * kLines; unit += kLines) {
+        fetch<BITS, kLater>(unit, ahead);
         each_number<kUnitSteps>([&](auto step) MMQ_INLINE_LAMBDA {
-            from.template codes<step>(unit).store(panel + step * kParts<BITS> * kTileRows);
+            const StepCodes<BITS> codes(codes_of_step<BITS, step>(
+                [&](int number, bool) MMQ_INLINE_LAMBDA { return load_words(unit + number * kTileRows); }));
+            codes.store(panel + step * kParts<BITS> * kTileRows);
         });
         panel += FromPanel<BITS>::kUnitWords;
     }
