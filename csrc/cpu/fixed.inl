@@ -257,7 +257,6 @@ constexpr int64_t kFixedTokens = BITS < 8 ? 1 : 0;
 // False, and y is not worth anything, where tokens are refused, or FMA is faster.
 template <int BITS>
 bool gemm_fixed(const GemmArgs& args) {
-    if (args.m == 0) return false;
     if constexpr (kShortTokens<BITS> > 0) {
         const bool bf16 = args.dtype == Dtype::kBFloat16;
         if (bf16 && args.m <= kShortTokens<BITS> && multiply_coded<BITS, Short>(args)) return true;

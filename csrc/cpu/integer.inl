@@ -280,17 +280,17 @@ inline void gather_apart(const CodedTokens& in) {
 template <int BITS, class Coding>
 bool multiply_coded(const GemmArgs& args) {
     constexpr int kDigits = Coding::kDigits, kMost = most_tokens(kMostStreams<BITS> / kDigits);
+    if (args.m == 0) return true;
     const Weight& w = args.weight;
     const int threads = useful_threads(args);
     const int64_t steps = units_of(w.k) * kUnitSteps, segments = count_segments(w);
     // As many tokens at a time as level 2 holds codes of, in parts of equal size.
     const int64_t fit = kSharedBytes / (steps * kStepColumns * kDigits * kMost);
     const int64_t most = std::clamp<int64_t>(fit, 1, kPartTokens / kMost) * kMost;
-    const int64_t parts = std::max<int64_t>(1, ceil_div(args.m, most));
-    const int64_t part = ceil_div(ceil_div(args.m, parts), kMost) * kMost;
+    const int64_t part = ceil_div(ceil_div(args.m, ceil_div(args.m, most)), kMost) * kMost;
     // Of 6 tokens 3 and 3, not 5 and 1. With few sizes of blocks that would leave more of them empty.
-    const int64_t blocks = ceil_div(std::min(part, args.m), kMost);
-    const int64_t block_tokens = kPairSums ? ceil_div(std::min(part, args.m), blocks) : kMost;
+    const int64_t tokens = std::min(part, args.m);
+    const int64_t block = kPairSums ? ceil_div(tokens, ceil_div(tokens, kMost)) : kMost;
     const int64_t apart = Coding::kApart ? most_apart(w.k) : 0;
     const AlignedFloats codes(part * steps * kDigits), minus(part * segments * kDigits),
         unit(part * segments), columns_apart(2 * part * apart * (sizeof(Apart) / sizeof(float))),
@@ -300,7 +300,7 @@ bool multiply_coded(const GemmArgs& args) {
     for (int64_t first = 0; first < args.m; first += part) {
         const CodedTokens in = {first,
                                 std::min(part, args.m - first),
-                                block_tokens,
+                                block,
                                 kDigits,
                                 steps,
                                 segments,
@@ -327,9 +327,9 @@ bool multiply_coded(const GemmArgs& args) {
         }
         const int64_t run = ceil_div(tiles_in_a_run(args, threads), kDotTiles);
         parallel_for(threads, ceil_div(tiles_of(w.n), kDotTiles), run, [&](int64_t i) {
-            for (int64_t block = 0; block < in.count; block += kMost) {
-                with_block_size<kMost>(in.tokens_of(block), [&](auto tokens) MMQ_INLINE_LAMBDA {
-                    multiply_block<BITS, tokens, Coding>(args, in, i * kDotTiles, block);
+            for (int64_t begin = 0; begin < in.count; begin += block) {
+                with_block_size<kMost>(in.tokens_of(begin), [&](auto size) MMQ_INLINE_LAMBDA {
+                    multiply_block<BITS, size, Coding>(args, in, i * kDotTiles, begin);
                 });
             }
         });
