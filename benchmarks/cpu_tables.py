@@ -80,6 +80,7 @@ def _against(rows: list[Row]) -> str:
         ]
         for row in rows
     ]
+    by = " by FMA, which bf16 there can do without" if last["isa"] == "avx2" else ""
     read = sorted(row.get("read_in_turns_gb_per_s", row["read_gb_per_s"]) for row in rows)
     text = (
         f"**Beside others on the CPU ({last['isa']})**, {last['n']} x {last['k']}, group {last['group']}, milliseconds "
@@ -87,7 +88,7 @@ def _against(rows: list[Row]) -> str:
         f"symmetric; torch's int4 kernel with bf16 activations. The limit of x in {last['dtype']} is the longer of "
         "moving the bytes, at what torch's sum of 256 MiB read in the same turns "
         f"({read[0]:.0f} to {read[-1]:.0f} GB/s: the machine is shared), and multiplying at "
-        f"{last['matmul_tflops']:.2f} TFLOP/s; int8 peaks at {last['peak_int8_tops']:.2f} TOP/s.\n\n"
+        f"{last['matmul_tflops']:.2f} TFLOP/s{by}; int8 peaks at {last['peak_int8_tops']:.2f} TOP/s.\n\n"
     )
     return text + table(["", *columns.values(), "of its limit"], body) + "\n" + source(last) + "\n"
 
