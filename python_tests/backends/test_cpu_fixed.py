@@ -8,8 +8,7 @@ from mmq_kernels.spec import BITS, QuantSpec
 
 pytestmark = pytest.mark.skipif(not ISAS, reason=NO_EXTENSION)
 
-HALVES = (torch.float16, torch.bfloat16)
-DTYPES = (torch.float32, *HALVES)
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 NARROW = [bits for bits in BITS if bits < 8]
 needs_avx2 = pytest.mark.skipif("avx2" not in ISAS, reason="this CPU has no AVX2")
 
@@ -27,40 +26,36 @@ def test_what_cancels_leaves_every_bit_of_the_rest(bits) -> None:
         assert torch.equal(case.gemm(x, isa="avx2"), (x.double() @ case.dense.t()).float())
 
 
-@pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("dtype", HALVES)
+@needs_avx2
+@pytest.mark.parametrize("bits", NARROW)
 @pytest.mark.parametrize("group, m", [(128, 1), (128, 2), (40, 3), (8, 5), (-1, 7), (72, 70)])
-def test_columns_apart_are_not_lost(group, m, dtype, bits, isa) -> None:
+def test_columns_apart_are_not_lost(group, m, bits) -> None:
     """A few numbers of some tokens are too large, or too fine, for two digits of the others in their segments."""
     case = Case(QuantSpec(bits, group, bits % 2 == 0), 50, 400, torch.float32)
-    sizes = (-10, 6) if dtype == torch.float16 else (-60, 60)
     for share in (0, 1, 4, 24):
         x = torch.randn(m, 400).clamp(0.05, 4) * torch.randint(0, 2, (m, 400)).mul(2).sub(1)
         for row in x[:: 1 + m // 3]:
             columns = torch.randperm(400)[:share]
-            row[columns] *= 2.0 ** torch.randint(*sizes, (share,))
-        x = x.to(dtype)
+            row[columns] *= 2.0 ** torch.randint(-60, 60, (share,))
+        x = x.bfloat16()
         expected, bound = linear_bound(case, x, None, "none")
-        assert ((case.gemm(x, isa=isa).double() - expected).abs() <= bound).all(), share
+        assert ((case.gemm(x, isa="avx2").double() - expected).abs() <= bound).all(), share
 
 
 @needs_avx2
 @pytest.mark.parametrize("bits", [bits for bits in NARROW if bits < 7])
-@pytest.mark.parametrize("dtype", HALVES)
-def test_a_number_apart_is_multiplied_as_it_is(dtype, bits) -> None:
-    """Each column once, the smallest and the largest of its dtype, beside numbers that two digits hold."""
+def test_a_number_apart_is_multiplied_as_it_is(bits) -> None:
+    """Each column once, tiny and huge, beside numbers that two digits hold."""
     case = Case(QuantSpec(bits, 24, True), 20, 72, torch.float32, power_of_two=True)
-    tiny, large = (2.0**-24, 2.0**15) if dtype == torch.float16 else (2.0**-120, 2.0**100)
-    for number in (tiny, -large):
+    for number in (2.0**-120, -(2.0**100)):
         for column in range(72):
             x = torch.zeros(3, 72)
             x[1, column], x[0] = number, 1
-            y = case.gemm(x.to(dtype), isa="avx2")
-            assert torch.equal(y[1], (number * case.dense[:, column]).to(dtype)), column
+            y = case.gemm(x.bfloat16(), isa="avx2")
+            assert torch.equal(y[1], (number * case.dense[:, column]).bfloat16()), column
             x[1] += torch.arange(72) == (column + 1) % 24 + column // 24 * 24
-            expected, bound = linear_bound(case, x.to(dtype), None, "none")
-            assert ((case.gemm(x.to(dtype), isa="avx2").double() - expected).abs() <= bound).all(), column
+            expected, bound = linear_bound(case, x.bfloat16(), None, "none")
+            assert ((case.gemm(x.bfloat16(), isa="avx2").double() - expected).abs() <= bound).all(), column
 
 
 @pytest.mark.parametrize("isa", ISAS)
