@@ -80,7 +80,7 @@ def _against(rows: list[Row]) -> str:
         ]
         for row in rows
     ]
-    by = " by FMA, which bf16 there can do without" if last["isa"] == "avx2" else ""
+    by = " by FMA, though one token, and bf16, mostly go by integers" if last["isa"] == "avx2" else ""
     read = sorted(row.get("read_in_turns_gb_per_s", row["read_gb_per_s"]) for row in rows)
     text = (
         f"**Beside others on the CPU ({last['isa']})**, {last['n']} x {last['k']}, group {last['group']}, milliseconds "

@@ -158,14 +158,9 @@ struct FromPanel {
 
     MMQ_INLINE I16 column(uint32_t column) const {
         const uint32_t step = column / kStepColumns - static_cast<uint32_t>(first) * kUnitSteps;
-        const StepCodes<BITS> codes(panel + static_cast<int64_t>(step) * kParts<BITS> * kTileRows);
-        I16 all = codes.part[0];
-        if constexpr (kParts<BITS> == 2) all = either(all, shift_left(codes.part[1], 4));
-        return mask(shift_right(all, static_cast<int>(8 * (column % kStepColumns))), 0xff);
-    }
-    template <int STEP>
-    MMQ_INLINE StepCodes<BITS> codes(int64_t unit) const {
-        return StepCodes<BITS>(panel + (unit - first) * kUnitWords + STEP * kParts<BITS> * kTileRows);
+        static_assert(kParts<BITS> == 1, "columns of 8 bits are not asked for");
+        const I16 codes = load_words(panel + static_cast<int64_t>(step) * kTileRows);
+        return mask(shift_right(codes, static_cast<int>(8 * (column % kStepColumns))), 0xff);
     }
 
     class Unit {
